@@ -1,0 +1,2 @@
+//! polydev-agent
+fn main() {}

@@ -1,0 +1,45 @@
+//! Fixed places and accounts inside every VM, whatever driver runs it.
+//!
+//! The golden image creates the accounts, the agent creates the directories, the host never guesses either.
+
+/// Runtime directory of the agent inside the guest (tmpfs).
+pub const RUN_DIR: &str = "/run/polydev";
+/// The agent's own executable inside the guest; the browser shim is a link to it.
+pub const AGENT_PATH: &str = "/run/polydev/polydev-agent";
+/// The desktop program, present in browser VMs only.
+pub const DESKTOP_PATH: &str = "/run/polydev/polydev-desktop";
+/// Directory with the browser shim under all its names; first in the login's `PATH`.
+pub const SHIM_DIR: &str = "/run/polydev/shim";
+/// What `$BROWSER` is set to.
+pub const SHIM_PATH: &str = "/run/polydev/shim/xdg-open";
+/// Unix socket on which the agent takes URLs from the shim.
+pub const SHIM_SOCKET: &str = "/run/polydev/shim.sock";
+/// Unix socket on which the agent listens for the host in the `container` driver (bind-mounted directory).
+pub const CONTAINER_CHANNEL: &str = "/run/polydev/channel/agent.sock";
+/// Name of the virtio-serial port that carries the guest channel under QEMU.
+pub const VIRTIO_CHANNEL: &str = "polydev.agent";
+/// X display of the browser VM.
+pub const DISPLAY: &str = ":1";
+/// Unix socket of the guest's VNC server.
+pub const VNC_SOCKET: &str = "/run/polydev/vnc.sock";
+
+/// Account that runs the CLI and the terminal.
+pub const CLI_USER: Account = Account { name: "dev", uid: 1000, gid: 1000, home: "/home/dev" };
+/// Account that runs the X server, the window manager and Chromium; it cannot read the CLI user's home.
+pub const BROWSER_USER: Account = Account { name: "browser", uid: 1001, gid: 1001, home: "/home/browser" };
+
+/// `PATH` of everything the agent starts for a person.
+pub const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+
+/// A user account that every golden image has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// Login name.
+    pub name: &'static str,
+    /// Numeric user id.
+    pub uid: u32,
+    /// Numeric group id.
+    pub gid: u32,
+    /// Home directory.
+    pub home: &'static str,
+}

@@ -1,0 +1,2 @@
+//! polydev-desktop
+fn main() {}

@@ -1,0 +1,2 @@
+//! polydev
+fn main() {}
