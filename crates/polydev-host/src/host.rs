@@ -231,6 +231,12 @@ impl Host {
 
     /// What is in use.
     pub fn status(&self) -> HostStatus {
-        HostStatus { driver: String::new(), shared_kernel: false, image: String::new(), slots_used: 0, slots_total: 0 }
+        HostStatus {
+            driver: String::new(),
+            shared_kernel: false,
+            image: String::new(),
+            slots_used: 0,
+            slots_total: 0,
+        }
     }
 }

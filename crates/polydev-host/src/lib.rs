@@ -8,7 +8,7 @@ pub mod config;
 pub mod egress;
 pub mod host;
 
-pub use agent::{AgentClient, AgentError, PtyStream};
+pub use agent::{AgentClient, AgentError, ByteStream, Connector, LinkOptions, PtyStream};
 pub use config::{DriverChoice, HostConfig};
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
 pub use host::{CreateVm, Host, HostError, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, VmKind};
