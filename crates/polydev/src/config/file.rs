@@ -1,0 +1,76 @@
+//! The TOML file: which table and key is which setting. Keys that are not listed are faults.
+
+use super::source::Settings;
+
+/// `(table, key, setting)`; the environment variable is `POLYDEV_` and the setting in upper case.
+const KEYS: [(&str, &str, &str); 32] = [
+    ("server", "listen", "listen"),
+    ("server", "link_ttl_s", "link_ttl_s"),
+    ("server", "cookie_ttl_s", "cookie_ttl_s"),
+    ("paths", "data_dir", "data_dir"),
+    ("paths", "run_dir", "run_dir"),
+    ("paths", "image_dir", "image_dir"),
+    ("paths", "agent", "agent_path"),
+    ("paths", "desktop", "desktop_path"),
+    ("paths", "providers", "providers_dir"),
+    ("paths", "master_key_file", "master_key_file"),
+    ("paths", "passphrase_file", "passphrase_file"),
+    ("vms", "driver", "driver"),
+    ("vms", "slots", "slots"),
+    ("vms", "overlay_dir", "overlay_dir"),
+    ("vms", "egress_routes", "egress_routes"),
+    ("vms", "egress", "egress"),
+    ("vms", "cli_memory_mib", "cli_vm_memory_mib"),
+    ("vms", "cli_vcpus", "cli_vm_vcpus"),
+    ("vms", "browser_memory_mib", "browser_vm_memory_mib"),
+    ("vms", "browser_vcpus", "browser_vm_vcpus"),
+    ("vms", "desktop_width", "desktop_width"),
+    ("vms", "desktop_height", "desktop_height"),
+    ("vms", "log_bytes_max", "log_bytes_max"),
+    ("vms", "log_vms_max", "log_vms_max"),
+    ("vms", "keep_failed_browser_vms", "keep_failed_browser_vms"),
+    ("limits", "requests", "rate_limit_requests"),
+    ("limits", "window_ms", "rate_limit_window_ms"),
+    ("limits", "polling_requests", "rate_limit_polling_requests"),
+    ("limits", "polling_window_ms", "rate_limit_polling_window_ms"),
+    ("limits", "queue", "queue_max"),
+    ("limits", "queue_wait_s", "queue_wait_s"),
+    ("limits", "websockets_per_vm", "websockets_per_vm"),
+];
+
+/// The setting of that name, when there is one.
+pub(super) fn setting_named(name: &str) -> Option<&'static str> {
+    KEYS.iter().map(|(_, _, setting)| *setting).find(|setting| *setting == name)
+}
+
+/// Hands every key of a file to `settings`.
+pub(super) fn read(text: &str, origin: &str, settings: &mut Settings) {
+    let tables: toml::Table = match text.parse() {
+        Ok(tables) => tables,
+        Err(error) => return settings.fault(origin.to_owned(), error.to_string().trim().replace('\n', " | ")),
+    };
+    for (table, content) in &tables {
+        let toml::Value::Table(content) = content else {
+            settings.fault(origin.to_owned(), format!("`{table}` is no table of the configuration"));
+            continue;
+        };
+        for (key, value) in content {
+            let place = format!("{origin} [{table}] {key}");
+            let known = KEYS.iter().find(|(t, k, _)| t == table && k == key);
+            match (known, scalar(value)) {
+                (Some((_, _, setting)), Some(text)) => settings.give(setting, place, text),
+                (Some(_), None) => settings.fault(place, "must be a text, a number or true/false".to_owned()),
+                (None, _) => settings.fault(place, "is no setting of polydev".to_owned()),
+            }
+        }
+    }
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(fact) => Some(fact.to_string()),
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => None,
+    }
+}

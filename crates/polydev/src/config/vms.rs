@@ -1,0 +1,143 @@
+//! How VMs are made and what they may reach.
+
+use std::{path::PathBuf, str::FromStr};
+
+use polydev_core::ids::Slot;
+use polydev_host::DriverChoice;
+
+use super::Settings;
+
+const BROWSER: VmSize = VmSize { vcpus: 2, memory_mib: 4096 };
+const CLI: VmSize = VmSize { vcpus: 2, memory_mib: 2048 };
+/// A browser VM below this does not reach a page (measured on the golden image).
+const BROWSER_MEMORY_FLOOR_MIB: u32 = 512;
+const CLI_MEMORY_FLOOR_MIB: u32 = 128;
+const DEFAULT_SLOTS: u8 = 16;
+const LOG_BYTES_MAX: u64 = 4 << 20;
+const LOG_VMS_MAX: usize = 200;
+const DESKTOP_SIZE: (u16, u16) = (1280, 800);
+
+/// Size of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VmSize {
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+}
+
+/// What a VM may reach when no route names the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressPolicy {
+    /// Nothing.
+    Deny,
+    /// Public addresses, through this machine's own connection.
+    Direct,
+}
+
+/// How VMs are made.
+#[derive(Debug, Clone)]
+pub struct VmsConfig {
+    /// Driver.
+    pub driver: DriverChoice,
+    /// Most VMs at one time.
+    pub slots: u8,
+    /// Size of a browser VM.
+    pub browser: VmSize,
+    /// Size of a CLI VM.
+    pub cli: VmSize,
+    /// Width and height of the desktop in pixels.
+    pub desktop_px: (u16, u16),
+    /// Demo and test layer on top of the image.
+    pub overlay_dir: Option<PathBuf>,
+    /// Routes of egress to loopback services (demo and tests).
+    pub egress_routes: Option<PathBuf>,
+    /// Everything that no route names.
+    pub egress: EgressPolicy,
+    /// Most bytes kept per archived log.
+    pub log_bytes_max: u64,
+    /// Most VMs whose logs are kept.
+    pub log_vms_max: usize,
+    /// Keep the run directory of browser VMs whose sign-in failed.
+    pub keep_failed: bool,
+}
+
+impl VmsConfig {
+    pub(super) fn read(settings: &mut Settings) -> Self {
+        let driver = settings.get("driver", Driver(DriverChoice::Auto)).0;
+        let slots = settings.get("slots", DEFAULT_SLOTS);
+        if Slot::new(slots).is_none() {
+            settings.reject("slots", format!("must be 1 to {}", Slot::MAX));
+        }
+        let browser = size(settings, ["browser_vm_vcpus", "browser_vm_memory_mib"], BROWSER, BROWSER_MEMORY_FLOOR_MIB);
+        let cli = size(settings, ["cli_vm_vcpus", "cli_vm_memory_mib"], CLI, CLI_MEMORY_FLOOR_MIB);
+        let desktop_px =
+            (settings.get("desktop_width", DESKTOP_SIZE.0), settings.get("desktop_height", DESKTOP_SIZE.1));
+        if desktop_px.0 < 320 || desktop_px.1 < 200 || desktop_px.0 > 7680 || desktop_px.1 > 4320 {
+            settings.reject("desktop_width", "the desktop is 320x200 to 7680x4320 pixels");
+        }
+        Self {
+            driver,
+            slots,
+            browser,
+            cli,
+            desktop_px,
+            overlay_dir: settings.optional("overlay_dir"),
+            egress_routes: settings.optional("egress_routes"),
+            egress: settings.get("egress", EgressPolicy::Deny),
+            log_bytes_max: settings.get("log_bytes_max", LOG_BYTES_MAX),
+            log_vms_max: settings.get("log_vms_max", LOG_VMS_MAX),
+            keep_failed: settings.get("keep_failed_browser_vms", Flag(false)).0,
+        }
+    }
+}
+
+fn size(settings: &mut Settings, names: [&'static str; 2], default: VmSize, floor_mib: u32) -> VmSize {
+    let [vcpus_name, memory_name] = names;
+    let size = VmSize {
+        vcpus: settings.get(vcpus_name, default.vcpus),
+        memory_mib: settings.get(memory_name, default.memory_mib),
+    };
+    if size.vcpus == 0 || size.vcpus > 32 {
+        settings.reject(vcpus_name, "must be 1 to 32");
+    }
+    if size.memory_mib < floor_mib {
+        settings.reject(memory_name, format!("must be at least {floor_mib} MiB"));
+    }
+    size
+}
+
+struct Driver(DriverChoice);
+
+impl FromStr for Driver {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed: Result<DriverChoice, _> = serde_json::from_value(text.into());
+        parsed.map(Self).map_err(|_| "must be `auto`, `container` or `qemu`")
+    }
+}
+
+impl FromStr for EgressPolicy {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "deny" => Ok(Self::Deny),
+            "direct" => Ok(Self::Direct),
+            _ => Err("must be `deny` or `direct`"),
+        }
+    }
+}
+
+/// A boolean that also takes the spellings of environment variables.
+struct Flag(bool);
+
+impl FromStr for Flag {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" | "on" => Ok(Self(true)),
+            "" | "0" | "false" | "no" | "off" => Ok(Self(false)),
+            _ => Err("must be true or false"),
+        }
+    }
+}
