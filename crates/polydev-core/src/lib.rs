@@ -6,4 +6,7 @@
 
 pub mod guest;
 pub mod ids;
+pub mod scrub;
+pub mod session;
+pub mod vm;
 pub mod wire;
