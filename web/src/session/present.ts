@@ -42,15 +42,15 @@ export function isSettled(session: Session): boolean {
 }
 
 const LABELS: Record<Step, string> = {
-  vm_requested: "Disposable VM requested",
+  vm_requested: "Disposable VM asked for",
   vm_ready: "VM is running",
   cli_started: "Tool began its own sign-in",
   url_captured: "Sign-in page found",
   desktop_ready: "Live browser is up",
-  user_active: "You are at the keyboard",
-  callback_seen: "Page sent you back to the tool",
-  credential_seen: "Tool says: signed in",
-  sealed: "Credential sealed with AES-256-GCM",
+  user_active: "You at the keyboard",
+  callback_seen: "Page returned to the tool",
+  credential_seen: "Tool wrote its credential",
+  sealed: "Credential sealed",
   transferred: "Moved to your CLI VM",
   closed: "Browser VM destroyed",
 };
@@ -98,7 +98,8 @@ export function present(session: Session, tool: string): Presentation {
     showDesktop: waiting && !device && happened(session, "url_captured"),
     showDevice: waiting && device,
     showFallback: waiting && !device && happened(session, "url_captured"),
-    canCancel: !final,
+    // What is sealed is not called back.
+    canCancel: !final && !(session.state === "verifying" && happened(session, "credential_seen")),
     isFinal: final,
   };
   switch (session.state) {
