@@ -56,8 +56,13 @@ export class DemoIssuer {
     });
     // Tokens of this server carry the same marks as all others of the demo: unique, numbered, FAKE.
     for (const kind of ['AccessToken', 'RefreshToken', 'AuthorizationCode']) {
-      this.provider[kind].prototype.generateTokenId = () => `polydev-demo-${ledger.mint()}`;
+      const { prototype } = this.provider[kind];
+      const generate = prototype.generateTokenId;
+      prototype.generateTokenId = function marked() {
+        return `polydev-demo-${ledger.mint()}-${generate.call(this)}`;
+      };
     }
+    this.provider.on('server_error', (ctx, error) => console.error(`demo: ${ctx.method} ${ctx.path}: ${error.stack}`));
     this.callback = this.provider.callback();
   }
 
