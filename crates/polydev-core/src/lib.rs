@@ -6,6 +6,8 @@
 
 pub mod guest;
 pub mod ids;
+#[cfg(feature = "provider-files")]
+pub mod provider;
 pub mod scrub;
 pub mod session;
 pub mod vm;
