@@ -1,0 +1,145 @@
+// A person at the page: looks at what is shown, clicks, types. Knows nothing the page does not show.
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { settings } from "./settings.mjs";
+import { Hopeless, until } from "./until.mjs";
+
+/** People type slower than machines; the pause keeps the key events apart as a person's fingers do. */
+const KEY_PAUSE_MS = 25;
+const UI_MS = 15_000;
+const FINAL = ["succeeded", "failed", "expired", "cancelled"];
+
+export class Person {
+  sessionId = null;
+  /** What the page complained about. */
+  messages = [];
+
+  constructor(world, page) {
+    this.world = world;
+    this.page = page;
+    page.on("console", (message) => {
+      if (message.type() === "error") this.messages.push(message.text());
+    });
+    page.on("pageerror", (error) => this.messages.push(`uncaught: ${error.message}`));
+  }
+
+  async openLink(link) {
+    await this.page.goto(link);
+    await this.page.getByRole("heading", { name: "Choose a tool" }).waitFor({ timeout: UI_MS });
+  }
+
+  /** Chooses a tool on the start page as `user`; the page of the session opens. */
+  async choose(provider, user) {
+    const field = this.page.getByLabel("Sign in as workspace user");
+    await field.fill(user);
+    await this.page.locator(`[data-provider="${provider}"]`).click();
+    await this.page.waitForURL(/\/session\//, { timeout: UI_MS });
+    this.sessionId = new URL(this.page.url()).pathname.split("/").at(-1);
+  }
+
+  /** Waits until the page shows that state; any other final state makes waiting hopeless. */
+  async sees(state, deadlineMs) {
+    const shown = () => this.page.getByTestId("session").getAttribute("data-state", { timeout: 2_000 });
+    await until(
+      `the page shows "${state}"`,
+      async () => {
+        const now = await shown();
+        if (now !== state && FINAL.includes(now)) throw new Hopeless(`the sign-in ended as ${now}: ${JSON.stringify((await this.world.session(this.sessionId))?.error)}`);
+        return now === state;
+      },
+      { deadlineMs, seen: async () => `It shows: ${await this.advice()}. ${JSON.stringify((await this.world.session(this.sessionId))?.steps)}` },
+    );
+    await this.world.session(this.sessionId);
+  }
+
+  /** Waits until the step has a tick. */
+  async seesStep(step, deadlineMs) {
+    await this.page.locator(`[data-step="${step}"].done`).waitFor({ timeout: deadlineMs });
+  }
+
+  advice() {
+    return this.page.getByTestId("spoken").innerText({ timeout: 2_000 });
+  }
+
+  // -- the live browser ---------------------------------------------------------------------------------------------
+
+  get canvas() {
+    return this.page.locator("[data-testid=screen] canvas");
+  }
+
+  /** A few figures of the streamed picture: its size, how many pixels are white and how many are of a warning's red ink. */
+  picture() {
+    return this.canvas.evaluate((canvas) => {
+      const { width, height } = canvas;
+      const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+      let white = 0;
+      let warning = 0;
+      let sum = 0;
+      for (let at = 0; at < data.length; at += 4) {
+        const [red, green, blue] = [data[at], data[at + 1], data[at + 2]];
+        if (red > 250 && green > 250 && blue > 250) white += 1;
+        // The pale red box of the sign-in page's error.
+        if (red > 246 && green > 225 && green < 244 && Math.abs(green - blue) < 6 && red - green > 10) warning += 1;
+        sum = (sum * 31 + red + green * 3 + blue * 7) % 2147483647;
+      }
+      return { width, height, white, warning, sum };
+    });
+  }
+
+  /** Waits until the picture fits; `what` words it. */
+  seesPicture(what, fits, deadlineMs) {
+    return until(`the picture shows ${what}`, async () => {
+      const picture = await this.picture();
+      return fits(picture) ? picture : null;
+    }, { deadlineMs, seen: async () => JSON.stringify(await this.picture()) });
+  }
+
+  /** Waits until the picture has stopped changing: a page that still builds up drops keys. */
+  async seesStillPicture(deadlineMs) {
+    let last = null;
+    let same = 0;
+    await until("the picture stands still", async () => {
+      const { sum } = await this.picture();
+      same = sum === last ? same + 1 : 0;
+      last = sum;
+      return same >= 4;
+    }, { deadlineMs });
+  }
+
+  /** Gives the live browser the keyboard, without clicking anything in it. */
+  async focusLiveBrowser() {
+    await this.canvas.focus();
+  }
+
+  async type(text) {
+    await this.page.keyboard.type(text, { delay: KEY_PAUSE_MS });
+  }
+
+  async press(key) {
+    await this.page.keyboard.press(key, { delay: KEY_PAUSE_MS });
+  }
+
+  // -- the terminal -------------------------------------------------------------------------------------------------
+
+  terminalText() {
+    return this.page.locator("[data-testid=terminal] .xterm-rows").evaluate((rows) => [...rows.children].map((row) => row.textContent.replaceAll("\u00a0", " ").trimEnd()).join("\n"));
+  }
+
+  /** Types a command and waits for `expected` below it. */
+  async runs(command, expected, deadlineMs) {
+    const seen = () => this.terminalText();
+    await until("the terminal shows a prompt", async () => /[$#>] ?$/m.test(await seen()), { deadlineMs, seen });
+    await this.page.locator("[data-testid=terminal] textarea").focus();
+    await this.type(command);
+    await until("the terminal shows the command", async () => (await seen()).replaceAll("\n", "").includes(command), { deadlineMs, seen });
+    await this.press("Enter");
+    return until(`${command} prints ${expected}`, async () => expected.exec((await seen()).split(command).at(-1)), { deadlineMs, seen });
+  }
+
+  /** Keeps a picture of the page for the documentation, if one is asked for. */
+  async keepScreenshot(name) {
+    if (settings.screenshots === "") return;
+    mkdirSync(settings.screenshots, { recursive: true });
+    await this.page.screenshot({ path: join(settings.screenshots, `${name}.png`) });
+  }
+}
