@@ -18,7 +18,7 @@ const LOGIN_LIMIT_MS = 15 * 60_000;
 class Failure extends Error {}
 
 async function login() {
-  const { authorization_endpoint: authorize, token_endpoint: token } = await discover();
+  const { authorization_endpoint: authorize, token_endpoint: token, userinfo_endpoint: userinfo } = await discover();
   const verifier = random();
   const [state, nonce] = [random(), random()];
   const listener = createServer();
@@ -38,7 +38,8 @@ async function login() {
     const { code, finish } = await callback(listener, state);
     try {
       const answer = await post(token, { grant_type: 'authorization_code', code, redirect_uri: redirectUri, client_id: CLIENT_ID, code_verifier: verifier });
-      const account = checkIdToken(answer.id_token, nonce);
+      const subject = checkIdToken(answer.id_token, nonce);
+      const account = await whoIs(userinfo, answer.access_token, subject);
       save({ ...tokens(answer), account });
       finish(200, 'Signed in', 'You can go back to your terminal and close this page.');
       console.log(`Signed in as ${account.name}`);
@@ -120,11 +121,18 @@ async function post(endpoint, parameters) {
   return body;
 }
 
-/** OpenID Connect Core 3.1.3.7; the signature may be left out as the token came straight from the issuer over TLS. */
+/** Gives the subject. OpenID Connect Core 3.1.3.7; the signature may be left out as the token came straight from the issuer over TLS. */
 function checkIdToken(idToken, nonce) {
   const claims = JSON.parse(Buffer.from(idToken.split('.')[1], 'base64url'));
   const good = claims.iss === ISSUER && [claims.aud].flat().includes(CLIENT_ID) && claims.exp * 1000 > Date.now() && claims.nonce === nonce;
   if (!good) throw new Failure('the id token is not for this sign-in');
+  return claims.sub;
+}
+
+async function whoIs(userinfo, accessToken, subject) {
+  const answer = await fetch(userinfo, { headers: { authorization: `Bearer ${accessToken}` } });
+  const claims = answer.ok ? await answer.json() : {};
+  if (claims.sub !== subject) throw new Failure('the issuer does not say who signed in');
   return { id: claims.sub, name: claims.name ?? claims.sub, email: claims.email ?? null };
 }
 

@@ -4,6 +4,7 @@ import { appendFileSync, chmodSync, writeFileSync } from 'node:fs';
 
 /** Longer or stranger names are values in disguise (claude's short link puts its challenge there). */
 const PLAIN_NAME = /^[A-Za-z][A-Za-z0-9_.-]{0,39}$/;
+const MAX_AGENT = 80;
 const GRANT_NAME = /^[a-z0-9:_-]{1,80}$/;
 
 export class Journal {
@@ -24,6 +25,7 @@ export class Journal {
       grant: grantOf(x),
       status: x.res.headersSent ? x.res.statusCode : null,
       tls: x.tlsName,
+      agent: x.req.headers['user-agent']?.slice(0, MAX_AGENT) ?? null,
       from: x.req.socket.remoteAddress ?? null,
       ms: now - startedAt,
     };

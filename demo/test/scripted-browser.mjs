@@ -5,6 +5,8 @@ import http from 'node:http';
 import https from 'node:https';
 import { join } from 'node:path';
 
+/** Tells its requests from those of the program in the journal. */
+export const AGENT = 'polydev-scripted-browser';
 const MAX_HOPS = 20;
 const ANSWER_LIMIT_MS = 20_000;
 
@@ -59,9 +61,11 @@ export class ScriptedBrowser {
       path: url.pathname + url.search,
       headers: {
         host: url.host,
+        'user-agent': AGENT,
         ...(this.#cookieHeader(url) && { cookie: this.#cookieHeader(url) }),
         ...(form && { 'content-type': 'application/x-www-form-urlencoded', 'content-length': Buffer.byteLength(body) }),
       },
+      ...(url.hostname === 'localhost' && { lookup: bothLoopbacks, autoSelectFamily: true }),
       ...(url.protocol === 'https:' && { agent: this.agent, servername: url.hostname }),
       timeout: ANSWER_LIMIT_MS,
     };
@@ -93,6 +97,11 @@ export class ScriptedBrowser {
       if (!expires || Date.parse(expires.slice(8)) > Date.now()) this.#cookies.push({ host: url.host, name, value, path });
     }
   }
+}
+
+/** Programs listen on one of the two; a browser tries both. */
+function bothLoopbacks(hostname, options, found) {
+  found(null, [{ address: '127.0.0.1', family: 4 }, { address: '::1', family: 6 }]);
 }
 
 const unescape = (text) => text.replace(/&#(\d+);/g, (_, code) => String.fromCharCode(code)).replaceAll('&amp;', '&');
