@@ -1,0 +1,116 @@
+//! Building: web page, guest programs, the binary, the golden image.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    repo,
+    run::{cargo, command, run, step},
+    setup,
+};
+
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Largest agent: it sits in the memory of every VM.
+pub(crate) const AGENT_MAX_BYTES: u64 = 2_500_000;
+
+/// How the binary is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Shares its artifacts with the tests.
+    Dev,
+    /// For use and for measuring.
+    Release,
+}
+
+/// The static guest programs.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    pub(crate) agent: PathBuf,
+    pub(crate) desktop: PathBuf,
+}
+
+/// Builds the web page that the binary carries.
+pub(crate) fn web() -> Result<()> {
+    setup::npm_modules("web")?;
+    step("build the web page", || setup::npm_run("web", "build"))
+}
+
+/// Builds the guest programs, static and small.
+pub(crate) fn guest() -> Result<Guest> {
+    step("build the guest programs", || {
+        let mut build = cargo();
+        build.args(["build", "--profile", "guest", "--target", GUEST_TARGET]);
+        build.args(["-p", "polydev-agent", "-p", "polydev-desktop"]);
+        // A directory of its own: other flags would make cargo build everything anew each time.
+        build.arg("--target-dir").arg(guest_target_dir());
+        run(build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"))?;
+        let dir = guest_target_dir().join(GUEST_TARGET).join("guest");
+        let guest = Guest { agent: dir.join("polydev-agent"), desktop: dir.join("polydev-desktop") };
+        for program in [&guest.agent, &guest.desktop] {
+            check_static(program)?;
+        }
+        let size = fs::metadata(&guest.agent).context("measure the agent")?.len();
+        if size > AGENT_MAX_BYTES {
+            bail!("the agent has {size} bytes, {AGENT_MAX_BYTES} are allowed");
+        }
+        eprintln!("agent: {size} bytes");
+        Ok(guest)
+    })
+}
+
+fn guest_target_dir() -> PathBuf {
+    repo::target_dir().join("guest")
+}
+
+/// An ELF without an interpreter needs nothing of the guest it runs in.
+fn check_static(program: &PathBuf) -> Result<()> {
+    const PT_INTERP: u32 = 3;
+    let elf = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    let number = |at: usize, len: usize| {
+        let bytes =
+            elf.get(at..at + len).with_context(|| format!("{} is no ELF program", program.display()))?;
+        Ok::<_, anyhow::Error>(bytes.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    for entry in 0..count {
+        if number(table + entry * size, 4)? == PT_INTERP as usize {
+            bail!("{} is not static", program.display());
+        }
+    }
+    Ok(())
+}
+
+/// Builds `polydev`.
+pub(crate) fn controller(profile: Profile) -> Result<PathBuf> {
+    step("build polydev", || {
+        let mut build = cargo();
+        build.args(["build", "-p", "polydev"]);
+        let dir = match profile {
+            Profile::Dev => "debug",
+            Profile::Release => {
+                build.arg("--release");
+                "release"
+            }
+        };
+        run(&mut build)?;
+        Ok(repo::target_dir().join(dir).join("polydev"))
+    })
+}
+
+/// Builds the golden image unless it is in the cache already.
+pub(crate) fn image(profile: Profile) -> Result<()> {
+    let guest = guest()?;
+    let polydev = controller(profile)?;
+    image_with(&polydev, &guest)
+}
+
+/// The same with programs that were built before. The builder itself knows what is up to date.
+pub(crate) fn image_with(polydev: &PathBuf, guest: &Guest) -> Result<()> {
+    step("golden image", || {
+        let mut build = command(polydev);
+        build.args(["image", "build"]);
+        build.env("POLYDEV_IMAGE_DIR", repo::image_dir());
+        run(build.env("POLYDEV_AGENT_PATH", &guest.agent).env("POLYDEV_DESKTOP_PATH", &guest.desktop))
+    })
+}
