@@ -26,6 +26,8 @@ use tokio_util::{
 
 use link::LinkState;
 pub use link::{ByteStream, Connector, LinkOptions};
+#[cfg(feature = "fake")]
+pub(crate) use session::receive;
 use session::{Call, Session};
 
 /// Events kept for a slow receiver.

@@ -1,13 +1,39 @@
 //! The host: creates, finds again and destroys VMs.
 
-use std::{collections::HashSet, sync::Arc};
+mod lifecycle;
+mod reclaim;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use polydev_core::{
     ids::{Slot, UserId, VmId},
     wire::Identity,
 };
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{agent::AgentClient, config::HostConfig, egress::EgressHandler};
+pub use crate::error::HostError;
+use crate::{
+    agent::AgentClient,
+    config::HostConfig,
+    driver::{
+        Driver, Places,
+        probe::{self, DriverProbe},
+    },
+    egress::EgressHandler,
+    golden::GoldenImage,
+    logs,
+    record::{Records, VmRecord},
+    slots::Slots,
+};
+
+/// How often growing logs are looked at.
+const LOG_CUT_EVERY: Duration = Duration::from_secs(2);
 
 /// What a VM is for.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -100,143 +126,211 @@ pub struct ReclaimReport {
     pub swept: Vec<String>,
 }
 
-/// Why the host could not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// No golden image is installed.
-    #[error("no golden image in {dir}; build one with `polydev image build`")]
-    ImageMissing {
-        /// Where it was looked for.
-        dir: String,
-    },
-    /// The image's files do not match their recorded checksums.
-    #[error("golden image {id} is damaged: {what}")]
-    ImageDamaged {
-        /// Image id.
-        id: String,
-        /// Which file and how.
-        what: String,
-    },
-    /// The wanted driver does not work here.
-    #[error("driver {driver} does not work on this machine: {reason}")]
-    DriverUnusable {
-        /// Driver.
-        driver: String,
-        /// What the probe found.
-        reason: String,
-    },
-    /// All slots are in use.
-    #[error("all {total} slots are in use")]
-    NoSlot {
-        /// How many there are.
-        total: usize,
-    },
-    /// The machine's disk is full.
-    #[error("no space left for {what}")]
-    NoSpace {
-        /// What was to be written.
-        what: String,
-    },
-    /// The VM is not there.
-    #[error("no VM {0}")]
-    NoSuchVm(VmId),
-    /// The VM ended before its agent answered.
-    #[error("VM {id} ended during {step}: {detail}")]
-    StartFailed {
-        /// Which.
-        id: VmId,
-        /// Which step.
-        step: &'static str,
-        /// Last words from its logs.
-        detail: String,
-    },
-    /// The agent did not answer in time.
-    #[error("agent of VM {id} did not answer within {limit_ms} ms")]
-    AgentSilent {
-        /// Which.
-        id: VmId,
-        /// The limit.
-        limit_ms: u64,
-    },
-    /// The operating system refused.
-    #[error("{op}: {source}")]
-    Os {
-        /// What was tried, and on what.
-        op: String,
-        /// Its answer.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The agent refused its identity.
-    #[error("identity hand-over to VM {id}: {source}")]
-    Identity {
-        /// Which.
-        id: VmId,
-        /// Why.
-        #[source]
-        source: crate::agent::AgentError,
-    },
-}
-
-/// Handle to the host; clones share it.
+/// Handle to the host; clones share it. VMs outlive it.
 #[derive(Clone)]
 pub struct Host {
-    _config: Arc<HostConfig>,
-    _egress: Arc<dyn EgressHandler>,
+    inner: Arc<Inner>,
+    _log_cutter: Arc<AbortOnDropHandle<()>>,
 }
+
+struct Inner {
+    config: HostConfig,
+    egress: Arc<dyn EgressHandler>,
+    places: Places,
+    image: String,
+    /// The first is used for new VMs.
+    drivers: Vec<Arc<dyn Driver>>,
+    records: Records,
+    slots: Mutex<Slots>,
+    cells: Mutex<BTreeMap<VmId, Cell>>,
+}
+
+/// What one VM's steps run under: at most one of them at a time.
+type Cell = Arc<tokio::sync::Mutex<Option<AgentClient>>>;
 
 impl Host {
     /// Probes the driver and opens the image. Touches no VM.
     pub async fn open(config: HostConfig, egress: Arc<dyn EgressHandler>) -> Result<Self, HostError> {
-        Ok(Self { _config: Arc::new(config), _egress: egress })
+        let image = GoldenImage::current(&config.image_dir)?;
+        let places = Places::open(&config)?;
+        let drivers = probe::choose(&config, &places, &image).await?;
+        Self::assemble(config, egress, places, image.id, drivers)
+    }
+
+    /// A host with a driver of the caller's, for tests.
+    #[cfg(feature = "fake")]
+    pub fn with_driver(
+        config: HostConfig,
+        egress: Arc<dyn EgressHandler>,
+        driver: Arc<dyn Driver>,
+    ) -> Result<Self, HostError> {
+        let places = Places::open(&config)?;
+        Self::assemble(config, egress, places, "none".to_owned(), vec![driver])
+    }
+
+    fn assemble(
+        config: HostConfig,
+        egress: Arc<dyn EgressHandler>,
+        places: Places,
+        image: String,
+        drivers: Vec<Arc<dyn Driver>>,
+    ) -> Result<Self, HostError> {
+        let records = Records::open(places.data.join("vms"))?;
+        let mut slots = Slots::new(config.slots);
+        for record in records.all()? {
+            slots.note(record.slot, record.id);
+        }
+        let slots = Mutex::new(slots);
+        let cells = Mutex::default();
+        let inner = Arc::new(Inner { config, egress, places, image, drivers, records, slots, cells });
+        let cutter = AbortOnDropHandle::new(cut_logs(Arc::clone(&inner)));
+        Ok(Self { inner, _log_cutter: Arc::new(cutter) })
+    }
+
+    /// Tries every driver out. Takes some seconds where a broken KVM is present.
+    pub async fn probe(config: &HostConfig) -> Vec<DriverProbe> {
+        probe::all(config).await
     }
 
     /// Every VM this machine still has traces of, whoever started it.
     pub async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
-        Ok(Vec::new())
+        self.inner.list()
     }
 
     /// Starts a VM; returns when its agent has taken the identity. On error nothing is left but its logs.
+    ///
+    /// Dropping the future does not stop what it began: the VM then comes up and waits for [`Host::destroy`].
     pub async fn create(&self, create: CreateVm) -> Result<Vm, HostError> {
-        Err(HostError::NoSuchVm(create.id))
+        let inner = Arc::clone(&self.inner);
+        joined(tokio::spawn(async move { inner.create(create).await })).await
     }
 
     /// Connects to a VM that is running already, for example after a restart of the controller.
     pub async fn adopt(&self, id: VmId) -> Result<Vm, HostError> {
-        Err(HostError::NoSuchVm(id))
+        self.inner.adopt(id).await
     }
 
     /// Stops a VM, archives its logs, removes all it had. Idempotent. A CLI VM's disk stays.
+    ///
+    /// Dropping the future does not stop what it began.
     pub async fn destroy(&self, id: VmId) -> Result<(), HostError> {
-        Err(HostError::NoSuchVm(id))
+        let inner = Arc::clone(&self.inner);
+        joined(tokio::spawn(async move { inner.destroy(id, false).await })).await
+    }
+
+    /// Like [`Host::destroy`] for a VM whose sign-in failed: with `keep_failed` the plain files of a browser VM's
+    /// run directory are kept under `<data_dir>/failed`. Its memory and its writable layer are never kept.
+    pub async fn destroy_failed(&self, id: VmId) -> Result<(), HostError> {
+        let inner = Arc::clone(&self.inner);
+        joined(tokio::spawn(async move { inner.destroy(id, true).await })).await
+    }
+
+    /// Makes what the driver needs to start VMs of this size fast, for example a snapshot. May take minutes.
+    pub async fn prepare_templates(&self, vcpus: u8, memory_mib: u32) -> Result<(), HostError> {
+        self.inner.driver().prepare(vcpus, memory_mib).await
     }
 
     /// Removes a user's CLI disk for good. Refused while a VM uses it.
     pub async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError> {
-        let _ = user;
-        Ok(())
+        let dir = self.inner.places.user(user);
+        let records = self.inner.records.all()?;
+        if let Some(record) = records.iter().find(|record| self.inner.uses_disk(record, user)) {
+            return Err(HostError::DiskInUse { by: record.id });
+        }
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(HostError::os(format!("remove {}", dir.display()))(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Destroys every VM not in `wanted` and sweeps leftovers.
     pub async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
-        let _ = wanted;
-        Ok(ReclaimReport::default())
+        self.inner.reclaim(wanted).await
     }
 
     /// The end of a VM's log, alive or archived.
     pub async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
-        let _ = (kind, max_bytes);
-        Err(HostError::NoSuchVm(id))
+        self.inner.read_log(id, kind, max_bytes).await
     }
 
     /// What is in use.
     pub fn status(&self) -> HostStatus {
+        let info = self.inner.driver().info();
+        let slots = self.inner.slots();
         HostStatus {
-            driver: String::new(),
-            shared_kernel: false,
-            image: String::new(),
-            slots_used: 0,
-            slots_total: 0,
+            driver: info.shown.to_owned(),
+            shared_kernel: info.shared_kernel,
+            image: self.inner.image.clone(),
+            slots_used: slots.used(),
+            slots_total: slots.total(),
         }
+    }
+}
+
+impl Inner {
+    /// For new VMs.
+    fn driver(&self) -> &Arc<dyn Driver> {
+        self.drivers.first().expect("a host is assembled with at least one driver")
+    }
+
+    /// The driver that made a VM.
+    fn driver_of(&self, record: &VmRecord) -> &Arc<dyn Driver> {
+        self.drivers
+            .iter()
+            .find(|driver| driver.info().name == record.driver)
+            .unwrap_or_else(|| self.driver())
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cell(&self, id: VmId) -> Cell {
+        Arc::clone(self.cells.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default())
+    }
+
+    fn drop_cell(&self, id: VmId) {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    fn uses_disk(&self, record: &VmRecord, user: &UserId) -> bool {
+        matches!(&record.kind, VmKind::Cli { user: owner } if owner == user)
+    }
+
+    fn archive_dir(&self) -> std::path::PathBuf {
+        self.places.data.join("logs")
+    }
+}
+
+fn cut_logs(inner: Arc<Inner>) -> JoinHandle<()> {
+    // The task must not keep the host alive.
+    let host = Arc::downgrade(&inner);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOG_CUT_EVERY).await;
+            let Some(inner) = host.upgrade() else { return };
+            let Ok(vms) = fs::read_dir(inner.places.run.join("vm")) else { continue };
+            for dir in vms.flatten() {
+                for kind in logs::KINDS {
+                    let path = dir.path().join(kind.file_name());
+                    if let Err(error) = logs::cut(&path, inner.config.log_bytes_max) {
+                        tracing::warn!(path = %path.display(), %error, "log cannot be cut");
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// The result of work that goes on when nobody waits for it.
+async fn joined<T>(work: JoinHandle<Result<T, HostError>>) -> Result<T, HostError> {
+    match work.await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(HostError::os("wait for the VM's task")(std::io::Error::other(error))),
+        },
     }
 }

@@ -4,11 +4,23 @@
 //! is written down before it is made, and can be found and removed by a later process.
 
 pub mod agent;
+mod command;
 pub mod config;
+pub mod driver;
 pub mod egress;
+mod error;
+mod golden;
 pub mod host;
+mod logs;
+mod mounts;
+mod process;
+mod record;
+mod slots;
 
 pub use agent::{AgentClient, AgentError, ByteStream, Connector, LinkOptions, PtyStream};
 pub use config::{DriverChoice, HostConfig};
+pub use driver::probe::DriverProbe;
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
-pub use host::{CreateVm, Host, HostError, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, VmKind};
+pub use error::HostError;
+pub use host::{CreateVm, Host, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, VmKind};
+pub use record::VmRecord;

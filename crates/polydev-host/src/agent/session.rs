@@ -328,7 +328,7 @@ async fn send<T: serde::Serialize>(writer: &mut (impl AsyncWrite + Unpin), messa
 }
 
 /// Reads one frame; its body is wiped afterwards, since it may hold a credential.
-pub(super) async fn receive<T: serde::de::DeserializeOwned>(
+pub(crate) async fn receive<T: serde::de::DeserializeOwned>(
     reader: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<T> {
     let mut prefix = [0; frame::PREFIX];

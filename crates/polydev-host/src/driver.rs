@@ -1,0 +1,175 @@
+//! How VMs are run. One small trait; the real drivers and the fake pass one contract suite (`tests/contract.rs`).
+
+pub(crate) mod container;
+#[cfg(feature = "fake")]
+pub mod fake;
+pub(crate) mod probe;
+pub(crate) mod qemu;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polydev_core::{ids::VmId, vm::Process};
+use sha2::{Digest, Sha256};
+use tokio::net::UnixStream;
+
+use crate::{
+    agent::{ByteStream, Connector},
+    config::HostConfig,
+    error::HostError,
+    process::{self, ProcessId},
+    record::VmRecord,
+};
+
+/// How long a killed process may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What does not change while a driver runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriverInfo {
+    /// `container`, `qemu` or `fake`.
+    pub name: &'static str,
+    /// How it is shown to people; tells emulation from virtualisation.
+    pub shown: &'static str,
+    /// Guests share the host's kernel.
+    pub shared_kernel: bool,
+    /// Multiplies agents' deadlines.
+    pub slow_factor: u32,
+    /// How long a start may take until the agent answers.
+    pub start_limit: Duration,
+}
+
+/// Runs VMs. Everything it makes can be found again by the VM's id, by any later process.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// What does not change.
+    fn info(&self) -> DriverInfo;
+    /// Makes the VM's resources in `dir` (which exists) and starts its process.
+    async fn start(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError>;
+    /// The VM's main process, as seen now.
+    fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError>;
+    /// The way to the agent of a VM that was started.
+    fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector>;
+    /// Kills the VM's processes and returns when they have ended. None is fine.
+    async fn stop(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
+    /// Removes what was made outside `dir`, and mounts inside it. Nothing there is fine.
+    async fn release(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
+    /// VMs that left traces outside their run directories.
+    fn traces(&self) -> Result<BTreeSet<VmId>, HostError>;
+    /// Makes what lets browser VMs of this size start fast, unless it is there. May take minutes.
+    async fn prepare(&self, vcpus: u8, memory_mib: u32) -> Result<(), HostError>;
+}
+
+/// Written in a VM's run directory right before its process is started.
+pub(crate) const STARTED: &str = "started";
+/// Names a VM's main process once that is known. Until then it is found by its environment.
+pub(crate) const PROCESS: &str = "process";
+
+/// Where things are; the same for all drivers of a host.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// Volatile state.
+    pub(crate) run: PathBuf,
+    /// Persistent state.
+    pub(crate) data: PathBuf,
+    /// Tells this host's processes, cgroups and mounts from another's on the same machine.
+    pub(crate) instance: String,
+}
+
+impl Places {
+    pub(crate) fn open(config: &HostConfig) -> Result<Self, HostError> {
+        for dir in [&config.run_dir, &config.data_dir] {
+            fs::create_dir_all(dir).map_err(HostError::os(format!("make {}", dir.display())))?;
+        }
+        let absolute =
+            |dir: &Path| fs::canonicalize(dir).map_err(HostError::os(format!("open {}", dir.display())));
+        let (run, data) = (absolute(&config.run_dir)?, absolute(&config.data_dir)?);
+        let digest = Sha256::digest(run.as_os_str().as_encoded_bytes());
+        let instance = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let vms = run.join("vm");
+        fs::create_dir_all(&vms).map_err(HostError::os(format!("make {}", vms.display())))?;
+        Ok(Self { run, data, instance })
+    }
+
+    /// A VM's run directory.
+    pub(crate) fn vm(&self, id: VmId) -> PathBuf {
+        self.run.join("vm").join(id.to_string())
+    }
+
+    /// Where a user's workspace lies. The name is a hash: a user id is never a path.
+    pub(crate) fn user(&self, user: &polydev_core::ids::UserId) -> PathBuf {
+        let digest = Sha256::digest(user.as_str());
+        let name: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.data.join("users").join(name)
+    }
+}
+
+/// [`Driver::process`] for drivers whose VMs are processes.
+pub(crate) fn process_seen(places: &Places, id: VmId, dir: &Path) -> Result<Process, HostError> {
+    if main_process(places, id, dir)?.is_some() {
+        return Ok(Process::Alive);
+    }
+    Ok(if dir.join(STARTED).exists() { Process::Ended } else { Process::NeverStarted })
+}
+
+/// [`Driver::stop`] for drivers whose VMs are processes.
+pub(crate) async fn kill_all(places: &Places, id: VmId) -> Result<(), HostError> {
+    for (vm, process) in process::all(&places.instance).map_err(HostError::os("read the process table"))? {
+        if vm == id {
+            process.kill(KILL_LIMIT).await.map_err(HostError::os(format!("kill VM {id}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// VMs of this host that have processes.
+pub(crate) fn with_processes(places: &Places) -> Result<BTreeSet<VmId>, HostError> {
+    let processes = process::all(&places.instance).map_err(HostError::os("read the process table"))?;
+    Ok(processes.into_iter().map(|(vm, _)| vm).collect())
+}
+
+/// Notes durably enough for a crash of the controller that the process may exist from now on.
+pub(crate) fn mark_started(dir: &Path) -> Result<(), HostError> {
+    fs::write(dir.join(STARTED), b"").map_err(HostError::os(format!("write to {}", dir.display())))
+}
+
+fn main_process(places: &Places, id: VmId, dir: &Path) -> Result<Option<ProcessId>, HostError> {
+    if let Some(found) = ProcessId::read(&dir.join(PROCESS)).filter(|process| process.alive()) {
+        return Ok(Some(found));
+    }
+    let all = process::all(&places.instance).map_err(HostError::os("read the process table"))?;
+    Ok(all.into_iter().find(|(vm, _)| *vm == id).map(|(_, process)| process))
+}
+
+/// Reaches an agent over a unix socket, as long as the VM's process lives.
+pub(crate) struct SocketConnector {
+    socket: PathBuf,
+    process: Option<ProcessId>,
+}
+
+impl SocketConnector {
+    pub(crate) fn new(places: &Places, id: VmId, dir: &Path, socket: PathBuf) -> Self {
+        let process = main_process(places, id, dir).unwrap_or_else(|error| {
+            tracing::error!(vm.id = %id, %error, "the VM's process cannot be looked up");
+            None
+        });
+        Self { socket, process }
+    }
+}
+
+#[async_trait]
+impl Connector for SocketConnector {
+    async fn dial(&self) -> io::Result<Box<dyn ByteStream>> {
+        Ok(Box::new(UnixStream::connect(&self.socket).await?))
+    }
+
+    fn alive(&self) -> bool {
+        self.process.is_some_and(ProcessId::alive)
+    }
+}

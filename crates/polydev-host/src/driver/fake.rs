@@ -1,0 +1,183 @@
+//! A driver without VMs: each is a task that speaks the agent's side of the guest channel over a unix socket.
+//!
+//! Clones share one world, so a test can drop a [`crate::Host`] and open another one on the same "machine". It
+//! passes the contract suite of the real drivers and serves tests of everything above them.
+
+mod agent;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polydev_core::{
+    ids::{UserId, VmId},
+    vm::Process,
+    wire::{AgentEvent, EgressReply},
+};
+use tokio::{
+    io::DuplexStream,
+    net::{UnixListener, UnixStream},
+    task::AbortHandle,
+};
+
+pub use self::agent::{FakeAgent, Files};
+use super::{Driver, DriverInfo, STARTED};
+use crate::{
+    agent::{ByteStream, Connector},
+    error::HostError,
+    host::{LogKind, VmKind},
+    record::VmRecord,
+};
+
+/// Makes fake VMs; clones share them.
+#[derive(Clone, Default)]
+pub struct FakeDriver {
+    world: Arc<Mutex<World>>,
+}
+
+#[derive(Default)]
+struct World {
+    vms: BTreeMap<VmId, FakeVm>,
+    workspaces: BTreeMap<UserId, Files>,
+    fail_next: Option<String>,
+}
+
+struct FakeVm {
+    agent: Arc<FakeAgent>,
+    task: Option<AbortHandle>,
+}
+
+impl FakeDriver {
+    /// The next VM dies while it starts and leaves these last words on its console.
+    pub fn fail_next_start(&self, last_words: &str) {
+        self.world().fail_next = Some(last_words.to_owned());
+    }
+
+    /// Ends a VM as a crash would.
+    pub fn kill(&self, id: VmId) {
+        if let Some(task) = self.world().vms.get_mut(&id).and_then(|vm| vm.task.take()) {
+            task.abort();
+        }
+    }
+
+    /// Drops a VM's connection; the VM lives on.
+    pub fn drop_connection(&self, id: VmId) {
+        if let Some(agent) = self.agent(id) {
+            agent.drop_connection();
+        }
+    }
+
+    /// Reports an event as the VM's agent would.
+    pub fn emit(&self, id: VmId, event: AgentEvent) {
+        if let Some(agent) = self.agent(id) {
+            agent.emit(event);
+        }
+    }
+
+    /// Asks for a connection as a program in the guest would. `None` without a connection to the host.
+    pub async fn egress(&self, id: VmId, host: &str, port: u16) -> Option<(EgressReply, DuplexStream)> {
+        let agent = self.agent(id)?;
+        agent.egress(host, port).await
+    }
+
+    /// A VM's agent, to look at what it was asked.
+    pub fn agent(&self, id: VmId) -> Option<Arc<FakeAgent>> {
+        self.world().vms.get(&id).map(|vm| Arc::clone(&vm.agent))
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Driver for FakeDriver {
+    fn info(&self) -> DriverInfo {
+        DriverInfo {
+            name: "fake",
+            shown: "fake",
+            shared_kernel: true,
+            slow_factor: 1,
+            start_limit: Duration::from_secs(5),
+        }
+    }
+
+    async fn start(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        let write = |name: &str, text: &str| fs::write(dir.join(name), text).map_err(HostError::os("write"));
+        write(STARTED, "")?;
+        let mut world = self.world();
+        if let Some(last_words) = world.fail_next.take() {
+            return write(LogKind::Console.file_name(), &last_words);
+        }
+        write(LogKind::Console.file_name(), "fake agent listens\n")?;
+        write(LogKind::Driver.file_name(), "fake driver started it\n")?;
+        let files = match &vm.kind {
+            VmKind::Browser => Files::default(),
+            VmKind::Cli { user } => world.workspaces.entry(user.clone()).or_default().clone(),
+        };
+        let agent = Arc::new(FakeAgent::new(files));
+        let listener = UnixListener::bind(dir.join("agent.sock")).map_err(HostError::os("listen"))?;
+        let task = tokio::spawn(Arc::clone(&agent).serve(listener));
+        world.vms.insert(vm.id, FakeVm { agent, task: Some(task.abort_handle()) });
+        Ok(())
+    }
+
+    fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError> {
+        let alive = self.world().vms.get(&id).is_some_and(FakeVm::alive);
+        Ok(match (alive, dir.join(STARTED).exists()) {
+            (true, _) => Process::Alive,
+            (false, true) => Process::Ended,
+            (false, false) => Process::NeverStarted,
+        })
+    }
+
+    fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
+        Arc::new(FakeConnector { driver: self.clone(), id, socket: dir.join("agent.sock") })
+    }
+
+    async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        self.kill(id);
+        Ok(())
+    }
+
+    async fn release(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        self.world().vms.remove(&id);
+        Ok(())
+    }
+
+    fn traces(&self) -> Result<BTreeSet<VmId>, HostError> {
+        Ok(self.world().vms.keys().copied().collect())
+    }
+
+    async fn prepare(&self, _vcpus: u8, _memory_mib: u32) -> Result<(), HostError> {
+        Ok(())
+    }
+}
+
+impl FakeVm {
+    fn alive(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| !task.is_finished())
+    }
+}
+
+struct FakeConnector {
+    driver: FakeDriver,
+    id: VmId,
+    socket: PathBuf,
+}
+
+#[async_trait]
+impl Connector for FakeConnector {
+    async fn dial(&self) -> std::io::Result<Box<dyn ByteStream>> {
+        Ok(Box::new(UnixStream::connect(&self.socket).await?))
+    }
+
+    fn alive(&self) -> bool {
+        self.driver.world().vms.get(&self.id).is_some_and(FakeVm::alive)
+    }
+}

@@ -1,0 +1,114 @@
+//! Which drivers work on this machine, found by running something with each.
+
+use std::sync::Arc;
+
+use super::{
+    Driver, Places,
+    container::{self, ContainerDriver, Programs},
+    qemu::{self, Accel, QemuDriver},
+};
+use crate::{
+    config::{DriverChoice, HostConfig},
+    error::HostError,
+    golden::GoldenImage,
+};
+
+/// What a probe found, for `polydev doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DriverProbe {
+    /// `firecracker`, `qemu-kvm`, `container` or `qemu-tcg`; in the order in which `auto` prefers them.
+    pub driver: String,
+    /// Something was run with it, and that worked.
+    pub usable: bool,
+    /// What was found, in words for a person.
+    pub found: String,
+}
+
+/// Every driver there is, usable or not.
+pub(crate) async fn all(config: &HostConfig) -> Vec<DriverProbe> {
+    let mut probes = Vec::new();
+    for candidate in ORDER {
+        let (usable, found) = match try_out(candidate, config).await {
+            Ok(found) => (true, found),
+            Err(found) => (false, found),
+        };
+        probes.push(DriverProbe { driver: candidate.name().to_owned(), usable, found });
+    }
+    probes
+}
+
+/// The drivers of a host: the one that new VMs use, then those that may still have older VMs.
+pub(crate) async fn choose(
+    config: &HostConfig,
+    places: &Places,
+    image: &GoldenImage,
+) -> Result<Vec<Arc<dyn Driver>>, HostError> {
+    let candidates: &[Candidate] = match config.driver {
+        DriverChoice::Auto => &ORDER,
+        DriverChoice::Container => &[Candidate::Container],
+        DriverChoice::Qemu => &[Candidate::QemuKvm, Candidate::QemuTcg],
+    };
+    let mut reasons = Vec::new();
+    let mut chosen = None;
+    for candidate in candidates {
+        match try_out(*candidate, config).await {
+            Ok(found) => {
+                tracing::info!(driver = candidate.name(), found, "driver chosen");
+                chosen = Some(*candidate);
+                break;
+            }
+            Err(reason) => reasons.push(format!("{}: {reason}", candidate.name())),
+        }
+    }
+    let driver = match config.driver {
+        DriverChoice::Auto => "auto",
+        DriverChoice::Container => container::NAME,
+        DriverChoice::Qemu => qemu::NAME,
+    };
+    let unusable = || HostError::DriverUnusable { driver: driver.to_owned(), reason: reasons.join("; ") };
+    let chosen = chosen.ok_or_else(unusable)?;
+    let accel = if chosen == Candidate::QemuKvm { Accel::Kvm } else { Accel::Tcg };
+    let programs = Programs {
+        agent: config.agent_path.clone(),
+        desktop: config.desktop_path.clone(),
+        overlay: config.overlay_dir.clone(),
+    };
+    let container: Arc<dyn Driver> =
+        Arc::new(ContainerDriver::new(places.clone(), image.clone(), programs.clone()));
+    let qemu: Arc<dyn Driver> = Arc::new(QemuDriver::new(places.clone(), image.clone(), programs, accel));
+    Ok(if chosen == Candidate::Container { vec![container, qemu] } else { vec![qemu, container] })
+}
+
+/// Something that may be usable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Candidate {
+    Firecracker,
+    QemuKvm,
+    Container,
+    QemuTcg,
+}
+
+/// The order in which `auto` tries.
+const ORDER: [Candidate; 4] =
+    [Candidate::Firecracker, Candidate::QemuKvm, Candidate::Container, Candidate::QemuTcg];
+
+impl Candidate {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Firecracker => "firecracker",
+            Self::QemuKvm => "qemu-kvm",
+            Self::Container => container::NAME,
+            Self::QemuTcg => "qemu-tcg",
+        }
+    }
+}
+
+async fn try_out(candidate: Candidate, config: &HostConfig) -> Result<String, String> {
+    match candidate {
+        Candidate::Firecracker => Err("this version of polydev has no firecracker driver".to_owned()),
+        Candidate::QemuKvm => qemu::probe::kvm(&config.run_dir).await,
+        Candidate::Container => ContainerDriver::probe(&config.run_dir).await,
+        Candidate::QemuTcg => qemu::probe::tcg(&config.run_dir).await,
+    }
+}

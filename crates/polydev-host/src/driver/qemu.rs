@@ -1,0 +1,182 @@
+//! Driver `qemu`: real VMs, by KVM where that works and emulated otherwise.
+//!
+//! QEMU's standard streams are files, it is in a session of its own and no child of the controller, so it survives it.
+
+mod initrd;
+mod machine;
+pub(crate) mod probe;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polydev_core::{ids::VmId, vm::Process};
+
+use self::machine::Machine;
+use super::{
+    Driver, DriverInfo, Places, SocketConnector, container::Programs, kill_all, mark_started, process_seen,
+    with_processes,
+};
+use crate::{
+    agent::Connector,
+    command::{command, run},
+    error::HostError,
+    golden::{GoldenImage, Layer},
+    host::{LogKind, VmKind},
+    logs, mounts,
+    process::{INSTANCE_VARIABLE, VM_VARIABLE},
+    record::VmRecord,
+};
+
+pub(crate) const NAME: &str = "qemu";
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+/// The agent's channel, in the VM's run directory.
+const CHANNEL: &str = "agent.sock";
+/// QEMU's control socket, in the VM's run directory.
+const QMP: &str = "qmp.sock";
+/// A new user's disk. Sparse: it takes what is written.
+const DISK_BYTES: u64 = 16 << 30;
+const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
+const MKFS_LIMIT: Duration = Duration::from_secs(60);
+
+/// What executes guest code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accel {
+    Kvm,
+    Tcg,
+}
+
+/// See the module.
+pub(crate) struct QemuDriver {
+    places: Places,
+    image: GoldenImage,
+    programs: Programs,
+    accel: Accel,
+}
+
+impl QemuDriver {
+    pub(crate) fn new(places: Places, image: GoldenImage, programs: Programs, accel: Accel) -> Self {
+        Self { places, image, programs, accel }
+    }
+
+    fn layers(&self, kind: &VmKind) -> Result<Vec<Layer>, HostError> {
+        self.image.layers(match kind {
+            VmKind::Browser => &["tools", "desktop", "base"],
+            VmKind::Cli { .. } => &["tools", "base"],
+        })
+    }
+
+    /// The user's disk, made on first use.
+    async fn user_disk(&self, dir: &Path) -> Result<PathBuf, HostError> {
+        let disk = dir.join("disk.ext4");
+        if disk.exists() {
+            return Ok(disk);
+        }
+        let fresh = dir.join("disk.new");
+        let allocate = || -> io::Result<()> {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            fs::File::create(&fresh)?.set_len(DISK_BYTES)
+        };
+        allocate().map_err(HostError::os(format!("make {}", fresh.display())))?;
+        let mut mkfs = command("mkfs.ext4");
+        mkfs.args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"]).arg(&fresh);
+        run(mkfs, "make the user's file system", MKFS_LIMIT).await?;
+        // A disk under its own name is a whole one.
+        fs::rename(&fresh, &disk).map_err(HostError::os(format!("make {}", disk.display())))?;
+        Ok(disk)
+    }
+
+    /// Starts QEMU in `dir`, in a session of its own.
+    async fn launch(&self, id: VmId, dir: &Path, machine: &Machine<'_>) -> Result<(), HostError> {
+        let open = || logs::open_append(&dir.join(LogKind::Driver.file_name()));
+        let opened = open().and_then(|log| Ok((log.try_clone()?, log)));
+        let (stdout, stderr) = opened.map_err(HostError::os(format!("write to {}", dir.display())))?;
+        mark_started(dir)?;
+        let mut qemu = command("setsid");
+        qemu.arg("--fork").arg(QEMU).args(machine.arguments()).current_dir(dir);
+        qemu.env(VM_VARIABLE, id.to_string()).env(INSTANCE_VARIABLE, &self.places.instance);
+        qemu.stdout(stdout).stderr(stderr);
+        match tokio::time::timeout(LAUNCH_LIMIT, qemu.status()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => {
+                Err(HostError::StartFailed { id, step: "launch of QEMU", detail: status.to_string() })
+            }
+            Ok(Err(error)) => Err(HostError::os("run setsid")(error)),
+            Err(_) => {
+                let detail = format!("no end within {} s", LAUNCH_LIMIT.as_secs());
+                Err(HostError::StartFailed { id, step: "launch of QEMU", detail })
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn info(&self) -> DriverInfo {
+        match self.accel {
+            Accel::Kvm => DriverInfo {
+                name: NAME,
+                shown: "qemu",
+                shared_kernel: false,
+                slow_factor: 1,
+                start_limit: Duration::from_secs(30),
+            },
+            Accel::Tcg => DriverInfo {
+                name: NAME,
+                shown: "qemu (emulated)",
+                shared_kernel: false,
+                slow_factor: 6,
+                start_limit: Duration::from_secs(180),
+            },
+        }
+    }
+
+    async fn start(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        let layers = self.layers(&vm.kind)?;
+        let disk = match &vm.kind {
+            VmKind::Browser => None,
+            VmKind::Cli { user } => Some(self.user_disk(&self.places.user(user)).await?),
+        };
+        let initrd = initrd::make(&self.image.modules_cpio, &self.programs, &self.places.data.join("cache"))?;
+        let machine = Machine {
+            accel: self.accel,
+            vcpus: vm.vcpus,
+            memory_mib: vm.memory_mib,
+            kernel: &self.image.vmlinux,
+            initrd: &initrd,
+            layers: &layers,
+            disk: disk.as_deref(),
+        };
+        self.launch(vm.id, dir, &machine).await
+    }
+
+    fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError> {
+        process_seen(&self.places, id, dir)
+    }
+
+    fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
+        Arc::new(SocketConnector::new(&self.places, id, dir, dir.join(CHANNEL)))
+    }
+
+    async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        kill_all(&self.places, id).await
+    }
+
+    async fn release(&self, _id: VmId, dir: &Path) -> Result<(), HostError> {
+        mounts::unmount_under(dir)
+    }
+
+    fn traces(&self) -> Result<BTreeSet<VmId>, HostError> {
+        with_processes(&self.places)
+    }
+
+    async fn prepare(&self, _vcpus: u8, _memory_mib: u32) -> Result<(), HostError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! Why the host could not do something.
+
+use std::io;
+
+use polydev_core::ids::VmId;
+
+/// Why the host could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No golden image is installed.
+    #[error("no golden image in {dir}; build one with `polydev image build`")]
+    ImageMissing {
+        /// Where it was looked for.
+        dir: String,
+    },
+    /// The image's files do not match their recorded checksums.
+    #[error("golden image {id} is damaged: {what}")]
+    ImageDamaged {
+        /// Image id.
+        id: String,
+        /// Which file and how.
+        what: String,
+    },
+    /// The wanted driver does not work here.
+    #[error("driver {driver} does not work on this machine: {reason}")]
+    DriverUnusable {
+        /// Driver.
+        driver: String,
+        /// What the probe found.
+        reason: String,
+    },
+    /// All slots are in use.
+    #[error("all {total} slots are in use")]
+    NoSlot {
+        /// How many there are.
+        total: usize,
+    },
+    /// The machine's disk is full.
+    #[error("no space left for {what}")]
+    NoSpace {
+        /// What was to be written.
+        what: String,
+    },
+    /// The VM is not there.
+    #[error("no VM {0}")]
+    NoSuchVm(VmId),
+    /// There is a VM with this id already.
+    #[error("VM {0} exists already")]
+    AlreadyExists(VmId),
+    /// The user's disk is in use by a VM.
+    #[error("the user's disk is in use by VM {by}")]
+    DiskInUse {
+        /// Which.
+        by: VmId,
+    },
+    /// The VM ended before its agent answered.
+    #[error("VM {id} ended during {step}: {detail}")]
+    StartFailed {
+        /// Which.
+        id: VmId,
+        /// Which step.
+        step: &'static str,
+        /// Last words from its logs.
+        detail: String,
+    },
+    /// The agent did not answer in time.
+    #[error("agent of VM {id} did not answer within {limit_ms} ms")]
+    AgentSilent {
+        /// Which.
+        id: VmId,
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// The operating system refused.
+    #[error("{op}: {source}")]
+    Os {
+        /// What was tried, and on what.
+        op: String,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent refused its identity.
+    #[error("identity hand-over to VM {id}: {source}")]
+    Identity {
+        /// Which.
+        id: VmId,
+        /// Why.
+        #[source]
+        source: crate::agent::AgentError,
+    },
+}
+
+impl HostError {
+    /// For `map_err`: names the operation, and tells a full disk from other faults.
+    pub(crate) fn os<E: Into<io::Error>>(op: impl Into<String>) -> impl FnOnce(E) -> Self {
+        move |source| {
+            let (op, source) = (op.into(), source.into());
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { what: op },
+                _ => Self::Os { op, source },
+            }
+        }
+    }
+}

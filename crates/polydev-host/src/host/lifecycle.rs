@@ -1,0 +1,403 @@
+//! Runs one VM up or down, step by step, as [`next_step`] says from what is seen.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use polydev_core::{
+    ids::VmId,
+    vm::{Link, Process, Seen, Step, Want, next_step},
+    wire::{Identity, Reply, Request},
+};
+use tokio::time::timeout;
+
+use super::{CreateVm, Inner, LogKind, Vm, VmKind};
+use crate::{
+    agent::{AgentClient, AgentError, LinkOptions},
+    driver::Driver,
+    error::HostError,
+    logs, mounts,
+    record::{self, VmRecord},
+};
+
+/// Bytes of randomness handed to each VM.
+const ENTROPY_BYTES: usize = 64;
+/// Most bytes of a failed VM's logs that go into the error.
+const LAST_WORDS: usize = 1500;
+/// Most bytes of an agent's log that are archived.
+const AGENT_LOG: u32 = 512 << 10;
+/// How long reading a VM's own log may hold up its end.
+const AGENT_LOG_LIMIT: Duration = Duration::from_secs(2);
+/// How long a CLI VM may take to write everything out before it is killed.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(3);
+/// The copy of the record in the run directory, for the case that the data directory is lost.
+pub(super) const RECORD_COPY: &str = "record.json";
+/// Marks logs as archived.
+const LOGS_KEPT: &str = "logs-kept";
+
+impl Inner {
+    pub(super) async fn create(&self, create: CreateVm) -> Result<Vm, HostError> {
+        let began = Instant::now();
+        let id = create.id;
+        let cell = self.cell(id);
+        let mut agent = cell.lock().await;
+        if agent.is_some() || self.records.read(id).is_some() || self.places.vm(id).exists() {
+            return Err(HostError::AlreadyExists(id));
+        }
+        let record = match self.new_record(&create) {
+            Ok(record) => record,
+            Err(error) => {
+                self.slots().give_back(id);
+                self.drop_cell(id);
+                return Err(error);
+            }
+        };
+        match self.bring_up(&record, create.identity).await {
+            Ok(client) => {
+                *agent = Some(client.clone());
+                tracing::info!(
+                    vm.id = %id, slot = record.slot.index(), driver = record.driver,
+                    elapsed_ms = elapsed_ms(began), "VM ready"
+                );
+                Ok(Vm { id, kind: record.kind, slot: record.slot, agent: client })
+            }
+            Err(error) => {
+                if let Err(cleanup) = self.bring_down(id, Some(record), None).await {
+                    tracing::error!(vm.id = %id, error = %cleanup, "VM that did not come up cannot be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn adopt(&self, id: VmId) -> Result<Vm, HostError> {
+        let record = self.record_of(id).ok_or(HostError::NoSuchVm(id))?;
+        let cell = self.cell(id);
+        let mut agent = cell.lock().await;
+        let client = match agent.as_ref() {
+            Some(client) => client.clone(),
+            None => {
+                let driver = self.driver_of(&record);
+                let dir = self.places.vm(id);
+                if driver.process(id, &dir)? != Process::Alive {
+                    return Err(HostError::NoSuchVm(id));
+                }
+                let limit = driver.info().start_limit;
+                let client = self.connect(&**driver, id, limit).await.map_err(|error| match error {
+                    AgentError::TimedOut { limit_ms, .. } => HostError::AgentSilent { id, limit_ms },
+                    AgentError::Closed => HostError::NoSuchVm(id),
+                    source => HostError::Identity { id, source },
+                })?;
+                agent.insert(client).clone()
+            }
+        };
+        Ok(Vm { id, kind: record.kind, slot: record.slot, agent: client })
+    }
+
+    pub(super) async fn destroy(&self, id: VmId, failed: bool) -> Result<(), HostError> {
+        let cell = self.cell(id);
+        let mut agent = cell.lock().await;
+        let record = self.record_of(id);
+        if failed && self.config.keep_failed && record.as_ref().is_some_and(|it| it.kind == VmKind::Browser) {
+            self.keep_failed(id);
+        }
+        self.bring_down(id, record, agent.take()).await
+    }
+
+    pub(super) async fn read_log(
+        &self,
+        id: VmId,
+        kind: LogKind,
+        max_bytes: usize,
+    ) -> Result<String, HostError> {
+        let dir = self.places.vm(id);
+        if kind == LogKind::Agent && dir.exists() {
+            // A connection made for this alone would push out one that another process may hold.
+            let client = self.cell(id).try_lock().ok().and_then(|agent| agent.clone());
+            if let Some(client) = client {
+                let max = u32::try_from(max_bytes).unwrap_or(AGENT_LOG).min(AGENT_LOG);
+                if let Ok(Reply::Log { text }) = client.request(Request::ReadLog { max_bytes: max }).await {
+                    return Ok(text);
+                }
+            }
+        }
+        let archived = self.archive_dir().join(id.to_string());
+        let from = [dir, archived].into_iter().find(|dir| dir.exists()).ok_or(HostError::NoSuchVm(id))?;
+        logs::tail(&from.join(kind.file_name()), max_bytes)
+            .map_err(HostError::os(format!("read log of VM {id}")))
+    }
+
+    /// The record, from the data directory or, if that lost it, from the run directory.
+    pub(super) fn record_of(&self, id: VmId) -> Option<VmRecord> {
+        let copy =
+            || record::read_file(&self.places.vm(id).join(RECORD_COPY)).filter(|record| record.id == id);
+        self.records.read(id).or_else(copy)
+    }
+
+    fn new_record(&self, create: &CreateVm) -> Result<VmRecord, HostError> {
+        let slot = {
+            let mut slots = self.slots();
+            slots.take(create.id).map_err(|_| HostError::NoSlot { total: slots.total() })?
+        };
+        let record = VmRecord {
+            schema: VmRecord::SCHEMA,
+            id: create.id,
+            kind: create.kind.clone(),
+            slot,
+            driver: self.driver().info().name.to_owned(),
+            image: self.image.clone(),
+            vcpus: create.vcpus,
+            memory_mib: create.memory_mib,
+            hostname: create.identity.hostname.clone(),
+        };
+        if let VmKind::Cli { user } = &create.kind {
+            // Looked up and written under one lock: two VMs must never write one disk.
+            let _slots = self.slots();
+            if let Some(other) = self.records.all()?.iter().find(|other| self.uses_disk(other, user)) {
+                return Err(HostError::DiskInUse { by: other.id });
+            }
+            self.records.write(&record)?;
+        }
+        Ok(record)
+    }
+
+    async fn bring_up(&self, record: &VmRecord, identity: Identity) -> Result<AgentClient, HostError> {
+        let id = record.id;
+        let driver = Arc::clone(self.driver_of(record));
+        let dir = self.places.vm(id);
+        let mut client: Option<AgentClient> = None;
+        let mut link = Link::Down;
+        loop {
+            let seen = self.look(&*driver, id, &dir, link)?;
+            match next_step(Want::Running, &seen) {
+                Some(Step::Record) => self.records.write(record)?,
+                Some(Step::Start) => {
+                    fs::create_dir_all(&dir).map_err(HostError::os(format!("make {}", dir.display())))?;
+                    record::write_durably(
+                        &dir.join(RECORD_COPY),
+                        &serde_json::to_vec(record).unwrap_or_default(),
+                    )
+                    .map_err(HostError::os(format!("write to {}", dir.display())))?;
+                    driver.start(record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
+                }
+                Some(Step::Connect) => match self.connect(&*driver, id, driver.info().start_limit).await {
+                    Ok(connected) => {
+                        client = Some(connected);
+                        link = Link::Up;
+                    }
+                    // What is seen next tells whether the VM is gone or only the connection.
+                    Err(AgentError::Closed) => {}
+                    Err(AgentError::TimedOut { limit_ms, .. }) => {
+                        return Err(HostError::AgentSilent { id, limit_ms });
+                    }
+                    Err(source) => return Err(HostError::Identity { id, source }),
+                },
+                Some(Step::Identify) => {
+                    let client = client.as_ref().ok_or(HostError::NoSuchVm(id))?;
+                    match client.request(Request::Identify(fresh(identity.clone())?)).await {
+                        Ok(_) => link = Link::Identified,
+                        // Once more from what is seen then.
+                        Err(AgentError::Closed) => link = Link::Down,
+                        Err(source) => return Err(HostError::Identity { id, source }),
+                    }
+                }
+                Some(Step::GiveUp) => {
+                    let error = HostError::StartFailed { id, step: "boot", detail: String::new() };
+                    return Err(self.with_last_words(error, &dir));
+                }
+                Some(step @ (Step::Stop | Step::KeepLogs | Step::Release | Step::Forget)) => {
+                    unreachable!("{step:?} is no step towards a running VM")
+                }
+                None => return client.ok_or(HostError::NoSuchVm(id)),
+            }
+        }
+    }
+
+    /// Removes a VM whatever state it is in. Works without a record, from traces alone.
+    pub(super) async fn bring_down(
+        &self,
+        id: VmId,
+        record: Option<VmRecord>,
+        client: Option<AgentClient>,
+    ) -> Result<(), HostError> {
+        let began = Instant::now();
+        let dir = self.places.vm(id);
+        // Without a record any driver may have made it; each finds nothing of another's.
+        let drivers = match &record {
+            Some(record) => vec![Arc::clone(self.driver_of(record))],
+            None => self.drivers.clone(),
+        };
+        let mut steps = 0;
+        for driver in &drivers {
+            loop {
+                let seen = self.look(&**driver, id, &dir, Link::Down)?;
+                let Some(step) = next_step(Want::Gone, &seen) else { break };
+                steps += 1;
+                match step {
+                    Step::Stop => {
+                        self.last_requests(id, record.as_ref(), client.as_ref(), &dir).await;
+                        driver.stop(id, &dir).await?;
+                    }
+                    Step::KeepLogs => self.keep_logs(id, &dir)?,
+                    Step::Release => {
+                        driver.release(id, &dir).await?;
+                        remove_dir(&dir)?;
+                    }
+                    Step::Forget => self.records.remove(id)?,
+                    Step::Record | Step::Start | Step::Connect | Step::Identify | Step::GiveUp => {
+                        unreachable!("{step:?} is no step towards a VM that is gone")
+                    }
+                }
+            }
+        }
+        self.slots().give_back(id);
+        self.drop_cell(id);
+        if steps > 0 {
+            tracing::info!(vm.id = %id, elapsed_ms = elapsed_ms(began), "VM gone");
+        }
+        Ok(())
+    }
+
+    fn look(&self, driver: &dyn Driver, id: VmId, dir: &Path, link: Link) -> Result<Seen, HostError> {
+        let exists = dir.exists();
+        Ok(Seen {
+            recorded: self.records.read(id).is_some(),
+            process: driver.process(id, dir)?,
+            resources: exists || driver.traces()?.contains(&id),
+            unkept_logs: exists && !dir.join(LOGS_KEPT).exists(),
+            link,
+        })
+    }
+
+    async fn connect(
+        &self,
+        driver: &dyn Driver,
+        id: VmId,
+        limit: Duration,
+    ) -> Result<AgentClient, AgentError> {
+        let connector = driver.connector(id, &self.places.vm(id));
+        let slow_factor = driver.info().slow_factor;
+        let options = LinkOptions { vm: id, egress: Arc::clone(&self.egress), slow_factor };
+        AgentClient::connect(connector, options, limit).await
+    }
+
+    /// What a living VM is asked before its end. It may be broken: nothing here can fail.
+    async fn last_requests(
+        &self,
+        id: VmId,
+        record: Option<&VmRecord>,
+        client: Option<&AgentClient>,
+        dir: &Path,
+    ) {
+        let Some(record) = record else { return };
+        let driver = self.driver_of(record);
+        let slow_factor = driver.info().slow_factor;
+        let connected = match client {
+            Some(client) => client.clone(),
+            None => match self.connect(&**driver, id, AGENT_LOG_LIMIT).await {
+                Ok(client) => client,
+                Err(_) => return,
+            },
+        };
+        let log = connected.request(Request::ReadLog { max_bytes: AGENT_LOG });
+        if let Ok(Ok(Reply::Log { text })) = timeout(AGENT_LOG_LIMIT * slow_factor, log).await {
+            if let Err(error) = fs::write(dir.join(LogKind::Agent.file_name()), text) {
+                tracing::warn!(vm.id = %id, %error, "agent log cannot be kept");
+            }
+        }
+        if matches!(record.kind, VmKind::Cli { .. }) {
+            // Its disk is to be clean; a browser VM has nothing to lose.
+            let off = async {
+                let _ = connected.request(Request::PowerOff).await;
+                connected.closed().await;
+            };
+            if timeout(POWER_OFF_LIMIT * slow_factor, off).await.is_err() {
+                tracing::warn!(vm.id = %id, "CLI VM did not power off in time");
+            }
+        }
+    }
+
+    fn keep_logs(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        let archive = self.archive_dir();
+        let kept = logs::archive(dir, &archive, id, self.config.log_bytes_max);
+        let pruned = logs::prune(&archive, self.config.log_vms_max);
+        // A full disk must not make a VM immortal: its logs are lost, which the log says.
+        for error in [kept.err().map(|error| error.to_string()), pruned.err().map(|error| error.to_string())]
+        {
+            if let Some(error) = error {
+                tracing::error!(vm.id = %id, error, "logs cannot be archived");
+            }
+        }
+        fs::write(dir.join(LOGS_KEPT), b"").map_err(HostError::os(format!("write to {}", dir.display())))
+    }
+
+    /// Copies the plain files of the run directory; never what the guest wrote to its disk or memory.
+    fn keep_failed(&self, id: VmId) {
+        let (from, to) = (self.places.vm(id), self.places.data.join("failed").join(id.to_string()));
+        let copy = || -> io::Result<()> {
+            fs::create_dir_all(&to)?;
+            for entry in fs::read_dir(&from)? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    fs::copy(entry.path(), to.join(entry.file_name()))?;
+                }
+            }
+            logs::prune(&self.places.data.join("failed"), self.config.log_vms_max)
+        };
+        if let Err(error) = copy() {
+            tracing::warn!(vm.id = %id, %error, "run directory of a failed VM cannot be kept");
+        }
+    }
+
+    /// Adds the end of console and driver log to a failed start.
+    fn with_last_words(&self, error: HostError, dir: &Path) -> HostError {
+        let HostError::StartFailed { id, step, mut detail } = error else { return error };
+        for kind in [LogKind::Driver, LogKind::Console] {
+            let words = logs::tail(&dir.join(kind.file_name()), LAST_WORDS).unwrap_or_default();
+            let words = words.trim();
+            if !words.is_empty() && !detail.contains(words) {
+                let gap = if detail.is_empty() { "" } else { "; " };
+                detail = format!("{detail}{gap}{}: {words}", kind.file_name());
+            }
+        }
+        if detail.is_empty() {
+            "it wrote nothing".clone_into(&mut detail);
+        }
+        HostError::StartFailed { id, step, detail }
+    }
+}
+
+/// The identity with the clock and entropy of this moment.
+fn fresh(identity: Identity) -> Result<Identity, HostError> {
+    let mut entropy = [0; ENTROPY_BYTES];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut entropy))
+        .map_err(HostError::os("read /dev/urandom"))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_time_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    Ok(Identity { unix_time_ms, entropy: STANDARD.encode(entropy), ..identity })
+}
+
+/// Removes a run directory in which nothing is mounted any more.
+fn remove_dir(dir: &Path) -> Result<(), HostError> {
+    let mounted = mounts::under(dir).map_err(HostError::os("read the mount table"))?;
+    if let Some(point) = mounted.first() {
+        let busy = io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is mounted", point.display()));
+        return Err(HostError::Os { op: format!("remove {}", dir.display()), source: busy });
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(HostError::os(format!("remove {}", dir.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

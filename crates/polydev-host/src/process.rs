@@ -1,0 +1,166 @@
+//! Finds and ends VMs' processes by what the kernel says about them, never by a bare pid.
+//!
+//! Every main process of a VM carries two environment variables: the VM's id and the instance of polydev it belongs
+//! to. They survive the death of the controller, and a guest's own processes cannot fake them: those never run as
+//! root of the host.
+
+use std::{fs, io, path::Path, time::Duration};
+
+use polydev_core::ids::VmId;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::{io::unix::AsyncFd, time::timeout};
+
+/// Names the VM.
+pub(crate) const VM_VARIABLE: &str = "POLYDEV_VM";
+/// Names the run directory's tag.
+pub(crate) const INSTANCE_VARIABLE: &str = "POLYDEV_INSTANCE";
+
+/// A process, told apart from a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProcessId {
+    pid: i32,
+    /// Field 22 of /proc/pid/stat (proc_pid_stat(5)).
+    start_ticks: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        Some(Self { pid, start_ticks: start_ticks(pid)? })
+    }
+
+    /// Notes it in a file, for [`ProcessId::read`].
+    pub(crate) fn write(self, file: &Path) -> io::Result<()> {
+        fs::write(file, format!("{} {}", self.pid, self.start_ticks))
+    }
+
+    /// The process that a file names, whether it still runs or not.
+    pub(crate) fn read(file: &Path) -> Option<Self> {
+        let text = fs::read_to_string(file).ok()?;
+        let (pid, start_ticks) = text.split_once(' ')?;
+        Some(Self { pid: pid.parse().ok()?, start_ticks: start_ticks.parse().ok()? })
+    }
+
+    /// Whether it still runs; one that ended but was not waited for does not.
+    pub(crate) fn alive(self) -> bool {
+        start_ticks(self.pid) == Some(self.start_ticks)
+    }
+
+    /// Kills it and waits until it has ended.
+    pub(crate) async fn kill(self, limit: Duration) -> io::Result<()> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
+        // The handle may be that of a successor: only what is still the same process is killed.
+        if !self.alive() {
+            return Ok(());
+        }
+        match pidfd_send_signal(&handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.ended(limit).await
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn ended(self, limit: Duration) -> io::Result<()> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
+        if !self.alive() {
+            return Ok(());
+        }
+        // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, and `AsyncFd` owns it till then.
+        let handle = unsafe { AsyncFd::register_with_interest(handle, tokio::io::Interest::READABLE) }?;
+        match timeout(limit, handle.readable()).await {
+            Ok(ready) => ready.map(drop),
+            Err(_) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {} does not end", self.pid)))
+            }
+        }
+    }
+}
+
+/// The process that a pid file names now. Right only when asked while the file is fresh.
+pub(crate) fn from_pid_file(file: &Path) -> Option<ProcessId> {
+    ProcessId::of(fs::read_to_string(file).ok()?.trim().parse().ok()?)
+}
+
+/// All processes of this instance's VMs.
+pub(crate) fn all(instance: &str) -> io::Result<Vec<(VmId, ProcessId)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let (Some(process), Some(vm)) = (ProcessId::of(pid), owner(pid, instance)) {
+            found.push((vm, process));
+        }
+    }
+    Ok(found)
+}
+
+/// The VM that a process says it belongs to. Processes of guests' users are not believed.
+fn owner(pid: i32, instance: &str) -> Option<VmId> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = |name: &str| {
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables.find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    };
+    if value(INSTANCE_VARIABLE) != Some(instance.as_bytes()) || real_uid(pid) != Some(0) {
+        return None;
+    }
+    std::str::from_utf8(value(VM_VARIABLE)?).ok()?.parse().ok()
+}
+
+fn real_uid(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, spaces and parentheses too.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    fn sleeper(vm: VmId) -> std::process::Child {
+        let mut command = Command::new("sleep");
+        command.arg("600").env(INSTANCE_VARIABLE, "test0000").env(VM_VARIABLE, vm.to_string());
+        command.stdin(Stdio::null()).spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_vms_process_is_found_by_its_environment_and_killed() {
+        let vm = VmId::from_uuid(uuid::Uuid::new_v4());
+        let mut child = sleeper(vm);
+        // The child carries its own environment only once it has been executed.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let found = loop {
+            let mine = all("test0000").unwrap().into_iter().find(|(owner, _)| *owner == vm);
+            if let Some((_, found)) = mine {
+                break found;
+            }
+            assert!(std::time::Instant::now() < deadline, "not found");
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(found.pid, i32::try_from(child.id()).unwrap());
+        assert!(all("other000").unwrap().is_empty());
+        found.kill(Duration::from_secs(5)).await.unwrap();
+        assert!(!found.alive());
+        child.wait().unwrap();
+        found.kill(Duration::from_secs(5)).await.expect("killing what has ended is fine");
+    }
+
+    #[test]
+    fn a_pid_that_was_given_to_another_process_is_not_the_same_process() {
+        let me = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(me.alive());
+        assert!(!ProcessId { start_ticks: me.start_ticks + 1, ..me }.alive());
+    }
+}
