@@ -21,7 +21,7 @@ pub const VIRTIO_CHANNEL: &str = "polydev.agent";
 /// X display of the browser VM.
 pub const DISPLAY: &str = ":1";
 /// Unix socket of the guest's VNC server.
-pub const VNC_SOCKET: &str = "/run/polydev/vnc.sock";
+pub const VNC_SOCKET: &str = "/run/polydev/desktop/vnc.sock";
 
 /// Account that runs the CLI and the terminal.
 pub const CLI_USER: Account = Account { name: "dev", uid: 1000, gid: 1000, home: "/home/dev" };

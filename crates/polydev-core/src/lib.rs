@@ -10,5 +10,6 @@ pub mod ids;
 pub mod provider;
 pub mod scrub;
 pub mod session;
+pub mod url_rule;
 pub mod vm;
 pub mod wire;

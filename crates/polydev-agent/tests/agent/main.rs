@@ -1,0 +1,8 @@
+//! The real agent as PID 1 of fresh namespaces, driven over its channel.
+//!
+//! Needs root, namespaces and overlayfs; prints why it is skipped where these are missing.
+
+mod client;
+mod guest;
+mod running;
+mod terminals;
