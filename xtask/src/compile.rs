@@ -1,6 +1,9 @@
 //! Building: web page, guest programs, the binary, the golden image.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -43,12 +46,15 @@ pub(crate) fn guest() -> Result<Guest> {
         build.args(["build", "--profile", "guest", "--target", GUEST_TARGET]);
         build.args(["-p", "polydev-agent", "-p", "polydev-desktop"]);
         // A directory of its own: other flags would make cargo build everything anew each time.
-        build.arg("--target-dir").arg(guest_target_dir());
+        build.arg("--target-dir").arg(guest_dir());
         run(build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"))?;
-        let dir = guest_target_dir().join(GUEST_TARGET).join("guest");
-        let guest = Guest { agent: dir.join("polydev-agent"), desktop: dir.join("polydev-desktop") };
+        let dir = guest_dir().join(GUEST_TARGET).join("guest");
+        let place = guest_dir();
+        let guest = Guest { agent: place.join("polydev-agent"), desktop: place.join("polydev-desktop") };
         for program in [&guest.agent, &guest.desktop] {
-            check_static(program)?;
+            let built = dir.join(program.file_name().expect("made from a name above"));
+            check_static(&built)?;
+            put_beside(&built, program)?;
         }
         let size = fs::metadata(&guest.agent).context("measure the agent")?.len();
         if size > AGENT_MAX_BYTES {
@@ -59,12 +65,24 @@ pub(crate) fn guest() -> Result<Guest> {
     })
 }
 
-fn guest_target_dir() -> PathBuf {
+/// Where the guest programs are built, and where they then lie.
+pub(crate) fn guest_dir() -> PathBuf {
     repo::target_dir().join("guest")
 }
 
+/// Replaces by rename: a running VM may have the old one bind-mounted.
+fn put_beside(built: &Path, place: &Path) -> Result<()> {
+    let text = || format!("copy {} to {}", built.display(), place.display());
+    if fs::read(place).ok() == fs::read(built).ok() {
+        return Ok(());
+    }
+    let new = place.with_extension("new");
+    fs::copy(built, &new).with_context(text)?;
+    fs::rename(&new, place).with_context(text)
+}
+
 /// An ELF without an interpreter needs nothing of the guest it runs in.
-fn check_static(program: &PathBuf) -> Result<()> {
+fn check_static(program: &Path) -> Result<()> {
     const PT_INTERP: u32 = 3;
     let elf = fs::read(program).with_context(|| format!("read {}", program.display()))?;
     let number = |at: usize, len: usize| {
@@ -106,7 +124,7 @@ pub(crate) fn image(profile: Profile) -> Result<()> {
 }
 
 /// The same with programs that were built before. The builder itself knows what is up to date.
-pub(crate) fn image_with(polydev: &PathBuf, guest: &Guest) -> Result<()> {
+pub(crate) fn image_with(polydev: &Path, guest: &Guest) -> Result<()> {
     step("golden image", || {
         let mut build = command(polydev);
         build.args(["image", "build"]);

@@ -1,6 +1,6 @@
 //! `make test`: everything, in an order in which cheap things fail first.
 
-use std::{path::PathBuf, time::Instant};
+use std::{path::Path, time::Instant};
 
 use anyhow::Result;
 
@@ -36,8 +36,7 @@ pub(crate) fn test() -> Result<()> {
     step("Rust tests", || {
         nextest.args(["nextest", "run", "--workspace", "--profile", "ci"]);
         run(nextest
-            .env("POLYDEV_AGENT_PATH", &guest.agent)
-            .env("POLYDEV_DESKTOP_PATH", &guest.desktop)
+            .env("POLYDEV_GUEST_DIR", compile::guest_dir())
             .env("POLYDEV_IMAGE_DIR", repo::image_dir())
             .env(MARK, mark()))
     })?;
@@ -115,7 +114,7 @@ fn licences() -> Result<()> {
     })
 }
 
-fn e2e(polydev: &PathBuf, guest: &Guest, arguments: &[String]) -> Result<()> {
+fn e2e(polydev: &Path, guest: &Guest, arguments: &[String]) -> Result<()> {
     setup::npm_modules("e2e")?;
     step("end-to-end tests", || {
         let mut npm = setup::with_node("npm");
