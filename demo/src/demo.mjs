@@ -36,6 +36,7 @@ export async function startDemo({ stateDir, httpsPort = 0, httpPort = 0 }) {
     const left = stateFile.keep(name, part);
     if (left) part.restore(left);
   }
+  stateFile.flush();
 
   const passwords = new PasswordCheck({ limit: () => knobs.settings.wrongPasswordLimit });
   const devices = new Devices({ ledger, knobs });

@@ -11,6 +11,8 @@ export class OAuthError extends Error {
   }
 }
 
+const FORGET_CODES_AFTER_MS = 24 * 60 * 60 * 1000;
+
 /** Code and refresh-token rejections are told apart by this text only in the demo's own answers. */
 const refuse = (why) => new OAuthError('invalid_grant', why);
 
@@ -124,10 +126,11 @@ export class Ledger {
 
   /** Takes up where an earlier process stopped, so that a restart of the demo signs nobody out. */
   restore({ serial, codes, tokens, families }) {
+    const recent = this.now() - FORGET_CODES_AFTER_MS;
     this.#serial = serial;
-    this.#codes = new Map(codes);
-    this.#tokens = new Map(tokens);
-    this.#families = new Map(families);
+    this.#families = new Map(families.filter(([, family]) => !family.ended));
+    this.#tokens = new Map(tokens.filter(([, token]) => this.#families.has(token.family)));
+    this.#codes = new Map(codes.filter(([, code]) => code.expiresAt > recent && (!code.family || this.#families.has(code.family))));
   }
 }
 

@@ -32,12 +32,13 @@ export class DemoProcess {
   }
 
   /** One request to a demo host, as a program makes it: `{ status, headers, text, json }`. */
-  request(host, method, path, { form, json, headers = {}, chunked = false, secure = true, servername = host } = {}) {
+  request(host, method, path, { form, json, headers = {}, chunked = false, secure = true, servername = host, signal } = {}) {
     const body = form ? new URLSearchParams(form).toString() : json === undefined ? '' : JSON.stringify(json);
     const type = form ? 'application/x-www-form-urlencoded' : 'application/json';
     const options = {
       method, path, host: '127.0.0.1', port: secure ? this.httpsPort : this.httpPort, servername,
       ca: secure ? readFileSync(join(this.stateDir, 'ca.pem')) : undefined,
+      signal,
       headers: { host, ...(body && { 'content-type': type }), ...(body && !chunked && { 'content-length': Buffer.byteLength(body) }), ...headers },
     };
     return new Promise((resolve, reject) => {
