@@ -48,13 +48,28 @@ export class Network {
     const loopback = !x.secure && [`127.0.0.1:${this.httpPort}`, `localhost:${this.httpPort}`].includes(x.authority);
     // What a test says to this server is no part of what a program was seen doing.
     if (loopback && Control.handles(x)) return this.control.answer(x);
-    res.once('close', () => this.journal.record(x, { startedAt, now: Date.now() }));
+    this.#keepRecord(x, startedAt);
     try {
       if (await this.#misbehave(x)) return;
       await this.#dispatch(x, loopback);
     } catch (error) {
       this.#fail(x, error);
     }
+  }
+
+  /** Writes the journal line before the answer leaves: who has the answer can rely on the line. */
+  #keepRecord(x, startedAt) {
+    const { res } = x;
+    const record = (status) => this.journal.record(x, { status, startedAt, now: Date.now() });
+    const end = res.end;
+    const gone = () => record(null);
+    res.once('close', gone);
+    res.end = function recorded(...args) {
+      res.off('close', gone);
+      res.end = end;
+      record(res.statusCode);
+      return end.apply(res, args);
+    };
   }
 
   async #misbehave(x) {

@@ -23,6 +23,7 @@ input:focus, button:focus { outline: 3px solid color-mix(in srgb, var(--accent) 
 .wrong { background: #fdecec; color: #8f1414; border-radius: 8px; padding: 10px 12px; font-weight: 600; }
 .shown { display: block; padding: 14px; border-radius: 8px; background: #eef1f6; user-select: all;
   font: 15px/1.5 "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; margin: 0 0 14px; }
+.hint { margin: 16px 0 0; font-size: 13px; color: #5b6675; }
 ul { margin: 0 0 16px; padding-left: 20px; max-height: 180px; overflow: auto; }
 footer { margin-top: 20px; padding-top: 14px; border-top: 1px solid #e3e7ee; font-size: 13px; color: #5b6675; }
 `;
@@ -61,7 +62,8 @@ ${wrong ? html`<p class="wrong" role="alert">${wrong}</p>` : ''}
 <form method="post" action="${action}">
 <label>User name<input name="username" value="${userName}" autocomplete="off" autocapitalize="none" spellcheck="false" required ${known ? '' : focus}></label>
 <label>Password<input name="password" type="password" autocomplete="off" required ${known ? focus : ''}></label>
-<div class="row"><button type="submit">Sign in</button></div></form>`);
+<div class="row"><button type="submit">Sign in</button></div></form>
+<p class="hint">The demo account: user name <strong>demo</strong>, password <strong>demo-password</strong></p>`);
 }
 
 export function consentPage({ brand, action, client, user, scopes }) {

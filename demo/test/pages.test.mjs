@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { DemoProcess } from './demo-process.mjs';
-import { Loopback } from './loopback.mjs';
+import { WaitingProgram } from './waiting-program.mjs';
 
 const WAYS = [
   { name: 'a vendor', authorize: 'https://auth.openai.com/oauth/authorize', callback: { port: 1455, path: '/auth/callback' }, params: {}, brand: 'OpenAI' },
@@ -17,17 +17,16 @@ after(() => demo.stop());
 
 for (const way of WAYS) {
   describe(`the pages of ${way.name}`, () => {
-    let loopback;
+    let program;
     let browser;
     beforeEach(async () => {
-      loopback = await Loopback.listen(way.callback);
-      browser = demo.browser();
+      program = new WaitingProgram(way.callback);
+      browser = program.browser(demo);
     });
     afterEach(async () => {
-      loopback.close();
       await demo.control('DELETE', '/control');
     });
-    const start = () => browser.open(loopback.url(way.authorize, way.params));
+    const start = () => browser.open(program.url(way.authorize, way.params));
 
     test('the sign-in page says whom it stands in for and has the focus on the user name', async () => {
       const page = await start();
@@ -49,7 +48,7 @@ for (const way of WAYS) {
       assert.equal(page.title, `Allow access - ${way.brand} (polydev demo)`);
       assert.match(page.text, /value="allow" autofocus/);
       await browser.submit(page, { decision: 'allow' });
-      assert.ok(loopback.last.get('code'));
+      assert.ok(program.last.get('code'));
     });
 
     test('after too many wrong passwords even the right one has to wait', async () => {
@@ -74,7 +73,7 @@ for (const way of WAYS) {
       const consent = await browser.submit(await start(), { username: 'demo', password: 'demo-password' });
       await browser.submit(consent, { decision: 'allow' });
       assert.equal((await browser.submit(consent, { decision: 'allow' })).status, 410);
-      assert.equal(loopback.received.length, 1);
+      assert.equal(program.received.length, 1);
     });
   });
 }

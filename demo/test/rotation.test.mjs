@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { DemoProcess } from './demo-process.mjs';
-import { Loopback } from './loopback.mjs';
+import { WaitingProgram } from './waiting-program.mjs';
 
 const VENDORS = [
   {
@@ -11,7 +11,7 @@ const VENDORS = [
     use: ['chatgpt.com', '/backend-api/wham/accounts/check'], refusal: 401,
   },
   {
-    name: 'anthropic', callback: { path: '/callback' }, host: 'localhost', authorize: 'https://claude.com/cai/oauth/authorize',
+    name: 'anthropic', callback: { host: 'localhost', path: '/callback' }, authorize: 'https://claude.com/cai/oauth/authorize',
     token: ['platform.claude.com', '/v1/oauth/token', 'json'], revoke: ['platform.claude.com', '/v1/oauth/token/revoke'],
     use: ['api.anthropic.com', '/api/oauth/profile'], refusal: 400,
   },
@@ -39,16 +39,14 @@ for (const vendor of VENDORS) {
     const use = (token) => demo.request(vendor.use[0], 'GET', vendor.use[1], { headers: { authorization: `Bearer ${token}` } });
 
     async function approve(answers = {}) {
-      const loopback = await Loopback.listen(vendor.callback);
-      if (vendor.host) loopback.redirectUri = loopback.redirectUri.replace('127.0.0.1', vendor.host);
+      const program = new WaitingProgram(vendor.callback);
       const extra = vendor.scope ? { scope: vendor.scope, prompt: 'consent', nonce: 'n' } : {};
-      await demo.browser().signIn(loopback.url(vendor.authorize, { client_id: client, ...extra }), answers);
-      loopback.close();
+      await program.browser(demo).signIn(program.url(vendor.authorize, { client_id: client, ...extra }), answers);
       const fields = {
-        grant_type: 'authorization_code', code: loopback.last.get('code'), redirect_uri: loopback.redirectUri,
-        code_verifier: loopback.verifier, state: loopback.state,
+        grant_type: 'authorization_code', code: program.last.get('code'), redirect_uri: program.redirectUri,
+        code_verifier: program.verifier, state: program.state,
       };
-      return { loopback, fields };
+      return { program, fields };
     }
 
     async function signedIn() {
@@ -61,8 +59,8 @@ for (const vendor of VENDORS) {
     const refresh = (token) => send(vendor.token, { grant_type: 'refresh_token', refresh_token: token });
 
     test('a code is good once and brings tokens that work', async () => {
-      const { loopback, fields } = await approve();
-      assert.equal(loopback.last.get('state'), loopback.state);
+      const { program, fields } = await approve();
+      assert.equal(program.last.get('state'), program.state);
       const first = await send(vendor.token, fields);
       assert.equal(first.status, 200, first.text);
       for (const token of [first.json.access_token, first.json.refresh_token]) assert.match(token, /FAKE-\d{6}-/);
@@ -81,10 +79,10 @@ for (const vendor of VENDORS) {
     });
 
     test('a denied consent comes back as access_denied', async () => {
-      const { loopback } = await approve({ decision: 'deny' });
-      assert.equal(loopback.last.get('error'), 'access_denied');
-      assert.equal(loopback.last.get('code'), null);
-      assert.equal(loopback.last.get('state'), loopback.state);
+      const { program } = await approve({ decision: 'deny' });
+      assert.equal(program.last.get('error'), 'access_denied');
+      assert.equal(program.last.get('code'), null);
+      assert.equal(program.last.get('state'), program.state);
     });
 
     test('refresh tokens rotate and a replay ends the whole family', async () => {
@@ -115,11 +113,9 @@ for (const vendor of VENDORS) {
 
     test('a decision made beforehand needs no page', async () => {
       await demo.control('PUT', '/control/settings', { outcome: 'deny' });
-      const loopback = await Loopback.listen(vendor.callback);
-      if (vendor.host) loopback.redirectUri = loopback.redirectUri.replace('127.0.0.1', vendor.host);
-      await demo.browser().open(loopback.url(vendor.authorize, { client_id: client, ...(vendor.scope && { scope: vendor.scope }) }));
-      loopback.close();
-      assert.equal(loopback.last.get('error'), 'access_denied');
+      const program = new WaitingProgram(vendor.callback);
+      await program.browser(demo).open(program.url(vendor.authorize, { client_id: client, ...(vendor.scope && { scope: vendor.scope }) }));
+      assert.equal(program.last.get('error'), 'access_denied');
       await demo.control('DELETE', '/control');
     });
   });

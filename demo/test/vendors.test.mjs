@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { DemoProcess } from './demo-process.mjs';
-import { Loopback } from './loopback.mjs';
+import { WaitingProgram } from './waiting-program.mjs';
 
 let demo;
 before(async () => {
@@ -19,8 +19,7 @@ describe('claude', () => {
   };
 
   test('the short link shows a code that is good for its challenge alone', async () => {
-    const program = await Loopback.listen({ path: '/' });
-    program.close();
+    const program = new WaitingProgram({ path: '/' });
     const { shown } = await demo.browser().signIn(`https://claude.ai/oauth/authorize?1f-${program.challenge}`);
     assert.match(shown, /^code-FAKE-\d{6}-\w+#\S+$/);
     assert.equal((await redeem(shown, 'y'.repeat(43))).status, 400);
@@ -30,8 +29,7 @@ describe('claude', () => {
   });
 
   test('the long paste link shows the program\'s own state', async () => {
-    const program = await Loopback.listen({ path: '/' });
-    program.close();
+    const program = new WaitingProgram({ path: '/' });
     const url = program.url('https://claude.com/cai/oauth/authorize', { client_id: 'c', redirect_uri: 'https://platform.claude.com/oauth/code/callback' });
     const { shown } = await demo.browser().signIn(url);
     assert.equal(shown.split('#')[1], program.state);
@@ -50,9 +48,8 @@ describe('claude', () => {
 
 describe('google', () => {
   async function signedIn() {
-    const program = await Loopback.listen({ path: '/oauth2callback' });
-    await demo.browser().signIn(program.url('https://accounts.google.com/o/oauth2/v2/auth', { access_type: 'offline' }, { pkce: false }));
-    program.close();
+    const program = new WaitingProgram({ path: '/oauth2callback' });
+    await program.browser(demo).signIn(program.url('https://accounts.google.com/o/oauth2/v2/auth', { access_type: 'offline' }, { pkce: false }));
     const fields = { grant_type: 'authorization_code', client_id: 'client-1', client_secret: 's', code: program.last.get('code'), redirect_uri: program.redirectUri };
     return (await post('oauth2.googleapis.com', '/token', fields)).json;
   }
@@ -131,9 +128,8 @@ describe('devices', () => {
 });
 
 test('the key exchange of codex takes an id token of its own client and nothing else', async () => {
-  const program = await Loopback.listen({ port: 1455, path: '/auth/callback' });
-  await demo.browser().signIn(program.url('https://auth.openai.com/oauth/authorize'));
-  program.close();
+  const program = new WaitingProgram({ port: 1455, path: '/auth/callback' });
+  await program.browser(demo).signIn(program.url('https://auth.openai.com/oauth/authorize'));
   const fields = { grant_type: 'authorization_code', client_id: 'client-1', code: program.last.get('code'), redirect_uri: program.redirectUri, code_verifier: program.verifier };
   const tokens = (await post('auth.openai.com', '/oauth/token', fields)).json;
   const exchange = (subject, client = 'client-1') => post('auth.openai.com', '/oauth/token', { grant_type: 'urn:ietf:params:oauth:grant-type:token-exchange', requested_token: 'openai-api-key', subject_token: subject, client_id: client });
