@@ -37,6 +37,8 @@ CREATE TABLE credentials (
     user_id         TEXT NOT NULL REFERENCES users (id),
     provider        TEXT NOT NULL,
     version         INTEGER NOT NULL,
+    -- The newest version that reached the user's CLI VM.
+    delivered_version INTEGER NOT NULL DEFAULT 0,
     sealed          BLOB NOT NULL,
     files           TEXT NOT NULL,
     created_unix_ms INTEGER NOT NULL,

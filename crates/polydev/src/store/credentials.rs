@@ -103,6 +103,30 @@ impl Store {
         rows.iter().map(record).collect()
     }
 
+    /// The files of exactly this version are in the user's CLI VM.
+    pub async fn credential_delivered(&self, id: CredentialId, version: u32) -> Result<(), StoreError> {
+        sqlx::query("UPDATE credentials SET delivered_version = ?2 WHERE id = ?1 AND delivered_version < ?2")
+            .bind(id.to_string())
+            .bind(version)
+            .execute(&self.pool)
+            .await
+            .map_err(StoreError::of("note delivered credential"))?;
+        Ok(())
+    }
+
+    /// Credentials of a user that never reached their CLI VM in the version that is stored.
+    pub async fn undelivered_credentials(&self, user: &UserId) -> Result<Vec<SealedCredential>, StoreError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM credentials WHERE user_id = ? AND delivered_version < version ORDER BY provider"
+        ));
+        let rows = sqlx::query(sql)
+            .bind(user.as_str())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::of("list undelivered credentials"))?;
+        rows.iter().map(record).collect()
+    }
+
     /// Removes a credential. `false` when there is none.
     pub async fn delete_credential(&self, id: CredentialId) -> Result<bool, StoreError> {
         let done = sqlx::query("DELETE FROM credentials WHERE id = ?")
@@ -160,6 +184,10 @@ mod tests {
         assert!(!store.put_credential(&credential(4, b"skipped")).await.unwrap());
         let stored = store.credential(&user, &"codex".parse().unwrap()).await.unwrap().unwrap();
         assert_eq!(stored, credential(2, b"two"));
+        store.credential_delivered(stored.meta.id, 1).await.unwrap();
+        assert_eq!(store.undelivered_credentials(&user).await.unwrap().len(), 1);
+        store.credential_delivered(stored.meta.id, 2).await.unwrap();
+        assert!(store.undelivered_credentials(&user).await.unwrap().is_empty());
         assert!(store.delete_credential(stored.meta.id).await.unwrap());
         assert!(store.credentials(None).await.unwrap().is_empty());
     }

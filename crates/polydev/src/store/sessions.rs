@@ -89,6 +89,17 @@ impl Store {
         row.as_ref().map(record).transpose()
     }
 
+    /// Ends a session that nobody can drive any more.
+    pub async fn give_session_up(&self, id: SessionId, now_unix_ms: i64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE auth_sessions SET state = 'failed', final = 1, ended_unix_ms = ? WHERE id = ?")
+            .bind(now_unix_ms)
+            .bind(id.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(StoreError::of("give session up"))?;
+        Ok(())
+    }
+
     /// Sessions that have not ended.
     pub async fn open_sessions(&self) -> Result<Vec<SessionRecord>, StoreError> {
         let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM auth_sessions WHERE final = 0"));

@@ -1,6 +1,6 @@
 //! What is sealed: the credential files of one sign-in.
 
-use polydev_core::wire::files::FileBytes;
+use polydev_core::wire::FileRead;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -10,16 +10,7 @@ use super::VaultError;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bundle {
     /// The files.
-    pub files: Vec<BundleFile>,
-}
-
-/// One of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BundleFile {
-    /// Path relative to the CLI user's home.
-    pub path: String,
-    /// Content.
-    pub data: FileBytes,
+    pub files: Vec<FileRead>,
 }
 
 impl Bundle {

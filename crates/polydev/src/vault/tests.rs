@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
-use polydev_core::wire::files::FileBytes;
+use polydev_core::wire::{FileRead, files::FileBytes};
 use proptest::prelude::*;
 
 use super::*;
@@ -21,7 +21,7 @@ fn name() -> RecordName {
 }
 
 fn bundle(data: &[u8]) -> Bundle {
-    Bundle { files: vec![BundleFile { path: ".codex/auth.json".into(), data: FileBytes::new(data.to_vec()) }] }
+    Bundle { files: vec![FileRead { path: ".codex/auth.json".into(), mode: 0o600, data: FileBytes::new(data.to_vec()) }] }
 }
 
 #[test]
@@ -125,7 +125,7 @@ proptest! {
     #[test]
     fn what_was_sealed_comes_back(files in prop::collection::vec((".{1,40}", prop::collection::vec(any::<u8>(), 0..400)), 0..5), key in any::<[u8; 32]>()) {
         let vault = Vault::new(MasterKeys::from_bytes(key, &[]));
-        let files = files.into_iter().map(|(path, data)| BundleFile { path, data: FileBytes::new(data) }).collect();
+        let files = files.into_iter().map(|(path, data)| FileRead { path, mode: 0o600, data: FileBytes::new(data) }).collect();
         let bundle = Bundle { files };
         let sealed = vault.seal(&name(), &bundle).unwrap();
         prop_assert_eq!(vault.open(&name(), &sealed).unwrap(), bundle);

@@ -1,0 +1,61 @@
+//! Is it alive, and with what?
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::app::App;
+
+/// State of the service.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Health {
+    /// `healthy`, or `degraded` when no VM can be made.
+    status: &'static str,
+    /// Version of polydev.
+    version: &'static str,
+    /// `qemu`, `container`, or `none`.
+    driver: String,
+    /// Guests share the host's kernel.
+    shared_kernel: bool,
+    /// Id of the golden image.
+    image: Option<String>,
+    /// Places for VMs.
+    slots: SlotCount,
+    /// Sign-ins.
+    sessions: SessionCount,
+    /// Why no VM can be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct SlotCount {
+    used: usize,
+    total: usize,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct SessionCount {
+    active: usize,
+}
+
+/// Is it alive, and with what?
+#[utoipa::path(get, path = "/health", tag = "service", security(()), responses((status = 200, body = Health)))]
+pub(super) async fn health(State(app): State<Arc<App>>) -> Json<Health> {
+    let status = app.machines.status();
+    let (used, total) = app.slots.count();
+    let reason = app.machines.ready().err().map(|error| error.to_string());
+    Json(Health {
+        status: if reason.is_none() { "healthy" } else { "degraded" },
+        version: env!("CARGO_PKG_VERSION"),
+        driver: status.driver,
+        shared_kernel: status.shared_kernel,
+        image: Some(status.image).filter(|image| !image.is_empty()),
+        slots: SlotCount { used, total },
+        sessions: SessionCount { active: app.sessions.active() },
+        reason,
+    })
+}

@@ -1,0 +1,179 @@
+//! VMs: list, start a workspace, remove, read logs.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use polydev_core::ids::{UserId, VmId};
+use polydev_host::{HostError, LogKind};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    app::App,
+    clock::rfc3339,
+    egress::EgressCounts,
+    session::Command,
+    store::vms::{VmRecord, VmRole},
+};
+
+use super::{
+    body::{Body, Id},
+    problem::{Code, Problem},
+};
+
+/// Most bytes of a log in one answer.
+const LOG_BYTES_MAX: usize = 1 << 20;
+
+/// VMs that are not gone.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct VmList {
+    vms: Vec<VmDto>,
+}
+
+/// A VM.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(title = "Vm")]
+pub(super) struct VmDto {
+    id: String,
+    /// `browser` or `cli`.
+    kind: &'static str,
+    user_id: String,
+    /// The sign-in that a browser VM belongs to.
+    session_id: Option<String>,
+    /// Number of its place.
+    slot: Option<u8>,
+    /// Name of its place; not an address that can be reached.
+    address: Option<String>,
+    /// `creating`, `running`, `failed` or `destroyed`.
+    state: &'static str,
+    created_at: String,
+    destroyed_at: Option<String>,
+    egress: EgressDto,
+}
+
+/// Connections that a VM tried since it was made or taken over.
+#[derive(Debug, Serialize, ToSchema)]
+struct EgressDto {
+    allowed: u64,
+    refused: u64,
+    unreachable: u64,
+}
+
+/// A workspace to start.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct CreateRequest {
+    user_id: String,
+}
+
+/// The VM is gone.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct VmDestroyed {
+    success: bool,
+}
+
+/// Lists VMs that are not gone.
+#[utoipa::path(get, path = "/api/vms", tag = "vms", responses((status = 200, body = VmList)))]
+pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<VmList>, Problem> {
+    let vms = app.store.live_vms().await?;
+    Ok(Json(VmList { vms: vms.iter().map(|vm| dto(&app, vm)).collect() }))
+}
+
+/// Starts the user's workspace, or finds it running.
+#[utoipa::path(
+    post, path = "/api/vms", tag = "vms", request_body = CreateRequest,
+    responses((status = 200, body = VmDto), (status = 503, body = Problem, content_type = "application/problem+json"))
+)]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Body(request): Body<CreateRequest>,
+) -> Result<Json<VmDto>, Problem> {
+    let user: UserId = request.user_id.parse()?;
+    app.machines.ready()?;
+    let vm = app.workspaces.ensure(&user).await?;
+    Ok(Json(dto(&app, &find(&app, vm.id).await?)))
+}
+
+/// A VM, gone or not.
+#[utoipa::path(
+    get, path = "/api/vms/{id}", tag = "vms", params(("id" = String, Path)),
+    responses((status = 200, body = VmDto), (status = 404, body = Problem, content_type = "application/problem+json"))
+)]
+pub(super) async fn get(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result<Json<VmDto>, Problem> {
+    Ok(Json(dto(&app, &find(&app, id).await?)))
+}
+
+/// Removes a VM. A CLI VM's disk stays; a browser VM's sign-in is called off.
+#[utoipa::path(
+    delete, path = "/api/vms/{id}", tag = "vms", params(("id" = String, Path)),
+    responses((status = 200, body = VmDestroyed), (status = 409, body = Problem, content_type = "application/problem+json"))
+)]
+pub(super) async fn destroy(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result<Json<VmDestroyed>, Problem> {
+    let record = find(&app, id).await?;
+    match (record.role, record.session) {
+        (VmRole::Cli, _) => app.workspaces.destroy(&record.user, id).await?,
+        (VmRole::Browser, Some(session)) => {
+            // A sign-in that has ended is removing its VM already.
+            if let Some(answer) = app.sessions.command(session, Command::Cancel).await {
+                answer?;
+            }
+        }
+        (VmRole::Browser, None) => app.cleaner.destroy_later(id).await,
+    }
+    Ok(Json(VmDestroyed { success: true }))
+}
+
+/// The end of a VM's log, alive or archived.
+#[utoipa::path(
+    get, path = "/api/vms/{id}/logs/{kind}", tag = "vms",
+    params(("id" = String, Path), ("kind" = String, Path, description = "`console`, `driver` or `agent`")),
+    responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = Problem, content_type = "application/problem+json"))
+)]
+pub(super) async fn log(
+    State(app): State<Arc<App>>,
+    Path((id, kind)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let id: VmId = id.parse()?;
+    let kind = match kind.as_str() {
+        "console" => LogKind::Console,
+        "driver" => LogKind::Driver,
+        "agent" => LogKind::Agent,
+        _ => return Err(Problem::new(Code::NotFound, "logs are `console`, `driver` and `agent`")),
+    };
+    find(&app, id).await?;
+    let text = match app.machines.read_log(id, kind, LOG_BYTES_MAX).await {
+        Ok(text) => text,
+        Err(HostError::NoSuchVm(_)) => return Err(Problem::new(Code::NotFound, "this log is not kept any more")),
+        Err(error) => return Err(error.into()),
+    };
+    let text = polydev_core::scrub::scrub(&text);
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+pub(super) async fn find(app: &App, id: VmId) -> Result<VmRecord, Problem> {
+    let found = app.store.vm(id).await?;
+    found.ok_or_else(|| Problem::new(Code::NotFound, "there is no such VM"))
+}
+
+fn dto(app: &App, vm: &VmRecord) -> VmDto {
+    let time = |unix_ms: i64| rfc3339(u64::try_from(unix_ms).unwrap_or(0));
+    let EgressCounts { allowed, refused, unreachable } = app.egress.counts(vm.id);
+    VmDto {
+        id: vm.id.to_string(),
+        kind: vm.role.word(),
+        user_id: vm.user.to_string(),
+        session_id: vm.session.map(|id| id.to_string()),
+        slot: vm.slot.map(|slot| slot.index()),
+        address: vm.slot.map(|slot| slot.address().to_string()),
+        state: vm.state.word(),
+        created_at: time(vm.created_unix_ms),
+        destroyed_at: vm.destroyed_unix_ms.map(time),
+        egress: EgressDto { allowed, refused, unreachable },
+    }
+}

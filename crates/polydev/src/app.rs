@@ -1,0 +1,242 @@
+//! Everything the controller is made of, in one place, and its start and end.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polydev_core::{ids::VmId, provider::ProviderSet, session::Limits};
+use polydev_host::HostError;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::{RateLimiter, access::Access},
+    cleaner::Cleaner,
+    clock::Clock,
+    config::Config,
+    egress::Egress,
+    guest_places,
+    machines::Machines,
+    session::{self, Sessions},
+    slots::Slots,
+    store::{
+        Store, StoreError,
+        vms::{VmRole, VmState},
+    },
+    vault::{Vault, reseal_all},
+    workspaces::{self, Workspaces},
+};
+
+/// How long sign-ins may take to end at a shutdown.
+const CLOSING_LIMIT: Duration = Duration::from_secs(20);
+
+/// What an [`App`] is built from.
+pub struct Parts {
+    /// Checked configuration.
+    pub config: Config,
+    /// The address that is really listened on.
+    pub listen: SocketAddr,
+    /// Time.
+    pub clock: Clock,
+    /// Database.
+    pub store: Store,
+    /// Seals credentials.
+    pub vault: Vault,
+    /// Runs VMs.
+    pub machines: Arc<dyn Machines>,
+    /// Ways out of VMs; the machines use the same one.
+    pub egress: Arc<Egress>,
+    /// Tools.
+    pub providers: ProviderSet,
+    /// Who may call.
+    pub access: Access,
+    /// Deadlines of sign-ins.
+    pub limits: Limits,
+}
+
+/// The controller.
+pub struct App {
+    /// Configuration.
+    pub config: Config,
+    /// Time.
+    pub clock: Clock,
+    /// Database.
+    pub store: Store,
+    /// Runs VMs.
+    pub machines: Arc<dyn Machines>,
+    /// Ways out of VMs.
+    pub egress: Arc<Egress>,
+    /// Tools.
+    pub providers: Arc<ProviderSet>,
+    /// Who may call.
+    pub access: Access,
+    /// How often.
+    pub limiter: RateLimiter,
+    /// Places for VMs.
+    pub slots: Slots,
+    /// Sign-ins.
+    pub sessions: Sessions,
+    /// CLI VMs.
+    pub workspaces: Workspaces,
+    /// Removes VMs.
+    pub cleaner: Cleaner,
+    /// Ends WebSockets and event streams.
+    pub stop: CancellationToken,
+    vault: Arc<Vault>,
+    sockets: Mutex<std::collections::HashMap<VmId, Arc<AtomicUsize>>>,
+    tasks: TaskTracker,
+}
+
+impl App {
+    /// Puts the parts together. Nothing runs yet.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, listen: _, clock, store, vault, machines, egress, providers, access, limits } = parts;
+        let (vault, providers) = (Arc::new(vault), Arc::new(providers));
+        let slots = Slots::new(usize::from(config.vms.slots), config.limits.queue_max);
+        let cleaner = Cleaner::new(store.clone(), Arc::clone(&machines), Arc::clone(&egress), clock);
+        let places = guest_places::places(config.vms.overlay_dir.as_deref());
+        let workspaces = Workspaces::new(workspaces::Parts {
+            clock,
+            store: store.clone(),
+            vault: Arc::clone(&vault),
+            machines: Arc::clone(&machines),
+            slots: slots.clone(),
+            cleaner: cleaner.clone(),
+            providers: Arc::clone(&providers),
+            places: places.clone(),
+            size: config.vms.cli,
+        });
+        let sessions = Sessions::new(session::Parts {
+            clock,
+            store: store.clone(),
+            vault: Arc::clone(&vault),
+            machines: Arc::clone(&machines),
+            slots: slots.clone(),
+            cleaner: cleaner.clone(),
+            workspaces: workspaces.clone(),
+            providers: Arc::clone(&providers),
+            places,
+            size: config.vms.browser,
+            desktop_px: config.vms.desktop_px,
+            limits,
+            base_url: access.base_url(),
+        });
+        let limiter = RateLimiter::new(config.limits.clone());
+        Arc::new(Self {
+            config,
+            clock,
+            store,
+            machines,
+            egress,
+            providers,
+            access,
+            limiter,
+            slots,
+            sessions,
+            workspaces,
+            cleaner,
+            stop: CancellationToken::new(),
+            vault,
+            sockets: Mutex::default(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Takes up what a former controller left: CLI VMs are adopted, what nobody wants is removed, sign-ins that were
+    /// under way come to a clear end.
+    pub async fn recover(&self) -> Result<(), RecoverError> {
+        let (resealed, unreadable) = reseal_all(&self.store, &self.vault).await?;
+        if resealed + unreadable > 0 {
+            tracing::info!(resealed, unreadable, "credentials brought under the newest master key");
+        }
+        if self.machines.ready().is_ok() {
+            self.recover_vms().await?;
+        }
+        let sessions = self.sessions.resume().await?;
+        if sessions > 0 {
+            tracing::info!(sessions, "sign-ins of the former run are being closed");
+        }
+        self.tasks.spawn(self.cleaner.clone().run(self.stop.clone()));
+        Ok(())
+    }
+
+    /// Ends everything in order; CLI VMs keep running.
+    pub async fn shut_down(&self) {
+        tracing::info!("shutting down");
+        self.sessions.shut_down(CLOSING_LIMIT).await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.store.close().await;
+    }
+
+    /// Counts a WebSocket on a VM; `None` when there are too many.
+    pub fn socket_on(&self, vm: VmId) -> Option<SocketCount> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+        let count = Arc::clone(sockets.entry(vm).or_default());
+        let max = self.config.limits.websockets_per_vm;
+        let taken = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < max).then_some(n + 1));
+        taken.ok().map(|_| SocketCount(count))
+    }
+
+    async fn recover_vms(&self) -> Result<(), RecoverError> {
+        let mut wanted = HashSet::new();
+        for record in self.store.live_vms().await? {
+            let is_cli = record.role == VmRole::Cli && record.state == VmState::Running;
+            if !is_cli {
+                continue;
+            }
+            match self.machines.adopt(record.id).await {
+                Ok(vm) => {
+                    tracing::info!(vm.id = %record.id, user = %record.user, "CLI VM adopted");
+                    wanted.insert(record.id);
+                    self.workspaces.adopt(&record.user, vm);
+                }
+                Err(error) => {
+                    tracing::warn!(vm.id = %record.id, user = %record.user, %error, "CLI VM is lost; its disk is kept");
+                }
+            }
+        }
+        let report = self.machines.reclaim(&wanted).await?;
+        for id in &report.destroyed {
+            tracing::info!(vm.id = %id, "left-over VM removed");
+        }
+        for name in &report.swept {
+            tracing::info!(name, "left-over swept");
+        }
+        for record in self.store.live_vms().await? {
+            if !wanted.contains(&record.id) {
+                // The sweep has removed it; the task makes sure of it and closes the row.
+                self.store.vm_failed(record.id).await?;
+                self.cleaner.destroy_later(record.id).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A counted WebSocket; dropping it counts it off.
+pub struct SocketCount(Arc<AtomicUsize>);
+
+impl Drop for SocketCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Why the former run's state could not be taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The host.
+    #[error("reclaim left-over VMs: {0}")]
+    Host(#[from] HostError),
+}

@@ -1,0 +1,125 @@
+//! The controller's view of the host: the few things it asks for, so that tests can put a fake in its place.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use polydev_core::ids::VmId;
+use polydev_host::{CreateVm, Host, HostError, HostStatus, LogKind, ReclaimReport, SeenVm, Vm};
+
+/// Runs VMs.
+#[async_trait]
+pub trait Machines: Send + Sync + 'static {
+    /// See [`Host::create`].
+    async fn create(&self, create: CreateVm) -> Result<Vm, HostError>;
+    /// See [`Host::adopt`].
+    async fn adopt(&self, id: VmId) -> Result<Vm, HostError>;
+    /// See [`Host::destroy`].
+    async fn destroy(&self, id: VmId) -> Result<(), HostError>;
+    /// See [`Host::list`].
+    async fn list(&self) -> Result<Vec<SeenVm>, HostError>;
+    /// See [`Host::reclaim`].
+    async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError>;
+    /// See [`Host::read_log`].
+    async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError>;
+    /// Whether VMs can be made at all.
+    fn ready(&self) -> Result<(), HostError>;
+    /// See [`Host::status`].
+    fn status(&self) -> HostStatus;
+}
+
+#[async_trait]
+impl Machines for Host {
+    async fn create(&self, create: CreateVm) -> Result<Vm, HostError> {
+        Host::create(self, create).await
+    }
+    async fn adopt(&self, id: VmId) -> Result<Vm, HostError> {
+        Host::adopt(self, id).await
+    }
+    async fn destroy(&self, id: VmId) -> Result<(), HostError> {
+        Host::destroy(self, id).await
+    }
+    async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
+        Host::list(self).await
+    }
+    async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
+        Host::reclaim(self, wanted).await
+    }
+    async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
+        Host::read_log(self, id, kind, max_bytes).await
+    }
+    fn ready(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+    fn status(&self) -> HostStatus {
+        Host::status(self)
+    }
+}
+
+/// Stands in for a host that could not be opened: the API works, and says why there are no VMs.
+pub struct Unavailable {
+    reason: Reason,
+    slots: usize,
+}
+
+enum Reason {
+    ImageMissing { dir: String },
+    ImageDamaged { id: String, what: String },
+    DriverUnusable { driver: String, reason: String },
+}
+
+impl Unavailable {
+    /// For faults that a person has to mend while the controller runs on; other errors are given back.
+    pub fn because(error: HostError, slots: usize) -> Result<Self, HostError> {
+        let reason = match error {
+            HostError::ImageMissing { dir } => Reason::ImageMissing { dir },
+            HostError::ImageDamaged { id, what } => Reason::ImageDamaged { id, what },
+            HostError::DriverUnusable { driver, reason } => Reason::DriverUnusable { driver, reason },
+            other => return Err(other),
+        };
+        Ok(Self { reason, slots })
+    }
+
+    fn error(&self) -> HostError {
+        match &self.reason {
+            Reason::ImageMissing { dir } => HostError::ImageMissing { dir: dir.clone() },
+            Reason::ImageDamaged { id, what } => HostError::ImageDamaged { id: id.clone(), what: what.clone() },
+            Reason::DriverUnusable { driver, reason } => {
+                HostError::DriverUnusable { driver: driver.clone(), reason: reason.clone() }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Machines for Unavailable {
+    async fn create(&self, _: CreateVm) -> Result<Vm, HostError> {
+        Err(self.error())
+    }
+    async fn adopt(&self, _: VmId) -> Result<Vm, HostError> {
+        Err(self.error())
+    }
+    async fn destroy(&self, _: VmId) -> Result<(), HostError> {
+        Err(self.error())
+    }
+    async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
+        Ok(Vec::new())
+    }
+    async fn reclaim(&self, _: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
+        Ok(ReclaimReport::default())
+    }
+    async fn read_log(&self, id: VmId, _: LogKind, _: usize) -> Result<String, HostError> {
+        Err(HostError::NoSuchVm(id))
+    }
+    fn ready(&self) -> Result<(), HostError> {
+        Err(self.error())
+    }
+    fn status(&self) -> HostStatus {
+        HostStatus {
+            driver: "none".into(),
+            shared_kernel: false,
+            image: String::new(),
+            slots_used: 0,
+            slots_total: self.slots,
+        }
+    }
+}
