@@ -63,7 +63,7 @@ pub trait Driver: Send + Sync + 'static {
     /// VMs that left traces outside their run directories.
     fn traces(&self) -> Result<BTreeSet<VmId>, HostError>;
     /// Makes what lets browser VMs of this size start fast, unless it is there. May take minutes.
-    async fn prepare(&self, vcpus: u8, memory_mib: u32) -> Result<(), HostError>;
+    async fn prepare(&self, vcpus: u8, memory_mib: u32, desktop_px: (u16, u16)) -> Result<(), HostError>;
 }
 
 /// Written in a VM's run directory right before its process is started.

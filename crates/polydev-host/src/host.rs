@@ -225,9 +225,15 @@ impl Host {
         joined(tokio::spawn(async move { inner.destroy(id, true).await })).await
     }
 
-    /// Makes what the driver needs to start VMs of this size fast, for example a snapshot. May take minutes.
-    pub async fn prepare_templates(&self, vcpus: u8, memory_mib: u32) -> Result<(), HostError> {
-        self.inner.driver().prepare(vcpus, memory_mib).await
+    /// Makes what the driver needs to start browser VMs of this size fast, for example a snapshot with a desktop of
+    /// `desktop_px`, unless it is there. May take minutes; VMs can be created meanwhile.
+    pub async fn prepare_templates(
+        &self,
+        vcpus: u8,
+        memory_mib: u32,
+        desktop_px: (u16, u16),
+    ) -> Result<(), HostError> {
+        self.inner.driver().prepare(vcpus, memory_mib, desktop_px).await
     }
 
     /// Removes a user's CLI disk for good. Refused while a VM uses it.

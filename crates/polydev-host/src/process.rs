@@ -10,6 +10,8 @@ use polydev_core::ids::VmId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{io::unix::AsyncFd, time::timeout};
 
+/// USER_HZ, which is part of the kernel's interface on x86-64 and arm64.
+const TICKS_PER_SECOND: u64 = 100;
 /// Names the VM.
 pub(crate) const VM_VARIABLE: &str = "POLYDEV_VM";
 /// Names the run directory's tag.
@@ -44,6 +46,17 @@ impl ProcessId {
     /// Whether it still runs; one that ended but was not waited for does not.
     pub(crate) fn alive(self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks)
+    }
+
+    /// User and system time it took so far; zero once it is gone.
+    pub(crate) fn cpu_time(self) -> Duration {
+        let fields = |text: String| {
+            let (_, fields) = text.rsplit_once(") ")?;
+            let mut fields = fields.split(' ').skip(11);
+            Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+        };
+        let ticks = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok().and_then(fields).unwrap_or(0);
+        Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
     }
 
     /// Kills it and waits until it has ended.

@@ -1,12 +1,16 @@
 //! What every driver must hold. The same cases run against the fake (always), `container` and `qemu` (where root, an
 //! image and the guest programs are there).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of it is test code")]
+
 #[path = "support/cases.rs"]
 mod cases;
 #[path = "support/leftovers.rs"]
 mod leftovers;
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/snapshot.rs"]
+mod snapshot;
 
 use polydev_host::driver::fake::FakeDriver;
 
@@ -29,6 +33,11 @@ macro_rules! contract {
             async fn $case() {
                 super::cases::$case(super::machine::Kind::Qemu).await;
             })*
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn vms_restored_from_one_template_answer_fast_and_are_each_one_of_its_own() {
+                super::snapshot::vms_restored_from_one_template_answer_fast_and_are_each_one_of_its_own().await;
+            }
         }
     };
 }

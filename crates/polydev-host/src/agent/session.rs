@@ -34,8 +34,6 @@ use super::{
 pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between preambles while no echo comes.
 const PREAMBLE_EVERY: Duration = Duration::from_millis(200);
-/// How long the echo of the last preamble may take once an earlier one was echoed.
-const LAST_ECHO: Duration = Duration::from_secs(2);
 /// How long the answer to hello may take.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// Requests waiting to be written.
@@ -104,36 +102,25 @@ pub(super) async fn run(
     }
 }
 
-/// Sends preambles until the agent echoes the newest.
-///
-/// Each carries its own nonce: bytes of a virtio-serial port wait for the guest to open it, so an agent that
-/// comes up late reads several in a row, takes each for a new host and echoes each.
+/// Sends a preamble again and again until the agent echoes it. The agent drops the copies it did not need.
 async fn synchronise(mut io: Box<dyn ByteStream>) -> io::Result<Synchronised> {
+    let nonce = *Uuid::new_v4().as_bytes();
     let mut scanner = preamble::Scanner::default();
-    let mut sent: Vec<[u8; 16]> = Vec::new();
     let mut buffer = [0; 4096];
-    let mut resend = Instant::now();
     loop {
-        if Instant::now() >= resend {
-            let nonce = *Uuid::new_v4().as_bytes();
-            sent.push(nonce);
-            // A port nobody has opened yet may take no bytes at all; the deadline is the caller's.
-            io.write_all(&preamble::encode(nonce)).await?;
-            io.flush().await?;
-            resend = Instant::now() + PREAMBLE_EVERY;
-        }
-        let Ok(read) = timeout_at(resend, io.read(&mut buffer)).await else { continue };
-        let count = read?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        for (index, byte) in buffer[..count].iter().enumerate() {
-            let Some(nonce) = scanner.push(*byte).map_err(io::Error::other)? else { continue };
-            if sent.last() == Some(&nonce) {
-                return Ok(Synchronised { early: buffer[index + 1..count].to_vec(), io });
+        // A virtio-serial port that the guest has not opened takes what fits into a socket, then lets this wait.
+        io.write_all(&preamble::encode(nonce)).await?;
+        io.flush().await?;
+        let resend = Instant::now() + PREAMBLE_EVERY;
+        while let Ok(read) = timeout_at(resend, io.read(&mut buffer)).await {
+            let count = read?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if sent.contains(&nonce) {
-                resend = Instant::now() + LAST_ECHO;
+            for (index, byte) in buffer[..count].iter().enumerate() {
+                if scanner.push(*byte).map_err(io::Error::other)? == Some(nonce) {
+                    return Ok(Synchronised { early: buffer[index + 1..count].to_vec(), io });
+                }
             }
         }
     }

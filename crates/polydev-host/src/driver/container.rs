@@ -230,7 +230,7 @@ impl Driver for ContainerDriver {
         Ok(found)
     }
 
-    async fn prepare(&self, _vcpus: u8, _memory_mib: u32) -> Result<(), HostError> {
+    async fn prepare(&self, _vcpus: u8, _memory_mib: u32, _desktop_px: (u16, u16)) -> Result<(), HostError> {
         // A container starts fast as it is.
         Ok(())
     }

@@ -154,7 +154,7 @@ impl Driver for FakeDriver {
         Ok(self.world().vms.keys().copied().collect())
     }
 
-    async fn prepare(&self, _vcpus: u8, _memory_mib: u32) -> Result<(), HostError> {
+    async fn prepare(&self, _vcpus: u8, _memory_mib: u32, _desktop_px: (u16, u16)) -> Result<(), HostError> {
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 /// Bytes of randomness handed to each VM.
 const ENTROPY_BYTES: usize = 64;
 /// Most bytes of a failed VM's logs that go into the error.
-const LAST_WORDS: usize = 1500;
+const LAST_WORDS: usize = 6000;
 /// Most bytes of an agent's log that are archived.
 const AGENT_LOG: u32 = 512 << 10;
 /// How long reading a VM's own log may hold up its end.
@@ -305,10 +305,10 @@ impl Inner {
             },
         };
         let log = connected.request(Request::ReadLog { max_bytes: AGENT_LOG });
-        if let Ok(Ok(Reply::Log { text })) = timeout(AGENT_LOG_LIMIT * slow_factor, log).await {
-            if let Err(error) = fs::write(dir.join(LogKind::Agent.file_name()), text) {
-                tracing::warn!(vm.id = %id, %error, "agent log cannot be kept");
-            }
+        if let Ok(Ok(Reply::Log { text })) = timeout(AGENT_LOG_LIMIT * slow_factor, log).await
+            && let Err(error) = fs::write(dir.join(LogKind::Agent.file_name()), text)
+        {
+            tracing::warn!(vm.id = %id, %error, "agent log cannot be kept");
         }
         if matches!(record.kind, VmKind::Cli { .. }) {
             // Its disk is to be clean; a browser VM has nothing to lose.
@@ -327,11 +327,11 @@ impl Inner {
         let kept = logs::archive(dir, &archive, id, self.config.log_bytes_max);
         let pruned = logs::prune(&archive, self.config.log_vms_max);
         // A full disk must not make a VM immortal: its logs are lost, which the log says.
-        for error in [kept.err().map(|error| error.to_string()), pruned.err().map(|error| error.to_string())]
-        {
-            if let Some(error) = error {
-                tracing::error!(vm.id = %id, error, "logs cannot be archived");
-            }
+        if let Err(error) = kept {
+            tracing::error!(vm.id = %id, %error, "logs cannot be archived");
+        }
+        if let Err(error) = pruned {
+            tracing::warn!(%error, "old logs cannot be removed");
         }
         fs::write(dir.join(LOGS_KEPT), b"").map_err(HostError::os(format!("write to {}", dir.display())))
     }

@@ -58,9 +58,7 @@ impl Inner {
             ids.extend(driver.traces()?);
         }
         for id in ids {
-            if !known.contains_key(&id) {
-                known.insert(id, self.record_of(id));
-            }
+            known.entry(id).or_insert_with(|| self.record_of(id));
         }
         Ok(known)
     }

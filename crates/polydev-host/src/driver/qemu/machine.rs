@@ -16,12 +16,30 @@ pub(super) struct Machine<'a> {
     pub(super) accel: Accel,
     pub(super) vcpus: u8,
     pub(super) memory_mib: u32,
+    pub(super) memory: Memory<'a>,
     pub(super) kernel: &'a Path,
     pub(super) initrd: &'a Path,
     /// Topmost first.
     pub(super) layers: &'a [Layer],
     /// Ext4, for what is written. Without it that stays in memory.
     pub(super) disk: Option<&'a Path>,
+}
+
+/// Where the guest's memory is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Memory<'a> {
+    /// Nowhere but in memory.
+    Plain,
+    /// In a file that is being made into a template.
+    Saved {
+        /// The file, made by QEMU.
+        file: &'a Path,
+    },
+    /// Copied on write from a template's file; the devices' state is loaded by QMP.
+    Restored {
+        /// The file, never written to.
+        file: &'a Path,
+    },
 }
 
 impl Machine<'_> {
@@ -33,7 +51,8 @@ impl Machine<'_> {
             Accel::Kvm => ("kvm", "host"),
             Accel::Tcg => ("tcg,thread=multi", "max"),
         };
-        option("-machine", "q35,usb=off,vmport=off,smbus=off".to_owned());
+        let backend = if matches!(self.memory, Memory::Plain) { "" } else { ",memory-backend=memory" };
+        option("-machine", format!("q35,usb=off,vmport=off,smbus=off{backend}"));
         option("-accel", accel.to_owned());
         option("-cpu", cpu.to_owned());
         option("-smp", self.vcpus.to_string());
@@ -49,6 +68,18 @@ impl Machine<'_> {
         option("-object", "rng-random,id=rng,filename=/dev/urandom".to_owned());
         option("-device", "virtio-rng-pci,rng=rng".to_owned());
         option("-append", self.command_line());
+        let size = self.memory_mib;
+        match self.memory {
+            Memory::Plain => {}
+            Memory::Saved { file } => {
+                let options = format!("memory-backend-file,id=memory,size={size}M,share=on,mem-path=");
+                all.extend(["-object".into(), with_path(&options, file)]);
+            }
+            Memory::Restored { file } => {
+                let options = format!("memory-backend-file,id=memory,size={size}M,share=off,mem-path=");
+                all.extend(["-object".into(), with_path(&options, file), "-incoming".into(), "defer".into()]);
+            }
+        }
         all.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(Into::into));
         all.extend(["-kernel".into(), self.kernel.into(), "-initrd".into(), self.initrd.into()]);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -103,6 +134,7 @@ mod tests {
             accel: Accel::Tcg,
             vcpus: 2,
             memory_mib: 512,
+            memory: Memory::Plain,
             kernel: Path::new("/kernel"),
             initrd: Path::new("/initrd"),
             layers: &[Layer { name: "base".to_owned(), path: "/base".into(), sha256: String::new() }],

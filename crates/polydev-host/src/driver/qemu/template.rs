@@ -1,0 +1,380 @@
+//! Snapshots of a browser VM whose desktop is up, and VMs that continue from them.
+//!
+//! A template is two files: the guest's memory, which every restored VM maps privately (so it never changes again),
+//! and the state of the devices. What makes a VM one of its own is handed over after the restore.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use polydev_core::{
+    ids::VmId,
+    wire::{AgentEvent, Reply, Request},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::time::{sleep, timeout};
+
+use super::{CHANNEL, QMP, QemuDriver, machine::Memory, qmp::Qmp};
+use crate::{
+    agent::{AgentClient, AgentError, LinkOptions},
+    driver::{Driver, SocketConnector},
+    egress::NoEgress,
+    error::HostError,
+    host::VmKind,
+    process,
+    record::write_durably,
+};
+
+const SCHEMA: u32 = 1;
+/// How long a desktop may take to show its first picture.
+const PAINT_LIMIT: Duration = Duration::from_secs(400);
+/// How long the guest may take to come to rest afterwards.
+const REST_LIMIT: Duration = Duration::from_secs(60);
+/// At rest: less than this share of the time is spent executing the guest, over one such interval.
+const REST_SHARE: f64 = 0.25;
+const REST_INTERVAL: Duration = Duration::from_secs(3);
+const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
+/// How long the guest may take to see that nobody is connected any more.
+const HANG_UP_LIMIT: Duration = Duration::from_secs(5);
+/// Where Debian's package puts QEMU.
+const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
+/// Templates kept; older ones are those of earlier builds.
+const KEPT: usize = 2;
+/// Device state, in the template's directory and, as a link, in a restored VM's.
+const DEVICES: &str = "devices.state";
+const MEMORY: &str = "memory";
+const ABOUT: &str = "template.json";
+
+/// What has to be equal for a template to fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) vcpus: u8,
+    pub(super) memory_mib: u32,
+}
+
+/// A template's description, written last.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct About {
+    schema: u32,
+    desktop_px: (u16, u16),
+    devices_sha256: String,
+    memory_bytes: u64,
+    /// Tells whether anything wrote to the memory since; hashing gigabytes at each start would take too long.
+    memory_modified_ns: i128,
+}
+
+impl QemuDriver {
+    /// The template for VMs of this size, if a whole one is there.
+    pub(super) fn template(&self, size: &Size, initrd: &Path) -> Option<PathBuf> {
+        let dir = self.template_dir(size, initrd);
+        dir.exists().then(|| check(&dir)).and_then(|checked| match checked {
+            Ok(_) => Some(dir),
+            Err(reason) => {
+                tracing::warn!(template = %dir.display(), reason, "template is damaged and not used");
+                None
+            }
+        })
+    }
+
+    /// Makes the template unless a whole one is there.
+    pub(super) async fn make_template(&self, size: &Size, desktop_px: (u16, u16)) -> Result<(), HostError> {
+        let _one_at_a_time = self.making.lock().await;
+        let initrd = self.initrd()?;
+        let target = self.template_dir(size, &initrd);
+        if check(&target).is_ok_and(|about| about.desktop_px == desktop_px) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let id = VmId::from_uuid(uuid::Uuid::new_v4());
+        let run = self.places.vm(id);
+        let fresh = target.with_extension("new");
+        let make =
+            |dir: &Path| fs::create_dir_all(dir).map_err(HostError::os(format!("make {}", dir.display())));
+        remove(&fresh)?;
+        make(&fresh)?;
+        make(&run)?;
+        let saved = self.save(id, &run, size, desktop_px, &initrd, &fresh).await;
+        let stopped = self.stop(id, &run).await;
+        remove(&run)?;
+        let installed = saved.and(stopped).and_then(|()| {
+            remove(&target)?;
+            fs::rename(&fresh, &target).map_err(HostError::os(format!("make {}", target.display())))
+        });
+        if installed.is_err() {
+            remove(&fresh)?;
+        }
+        installed?;
+        self.forget_old_templates(&target)?;
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(template = %target.display(), elapsed_ms, "template made");
+        Ok(())
+    }
+
+    /// Starts a VM from a template. Its agent is where the template's was when it was saved.
+    pub(super) async fn restore(
+        &self,
+        id: VmId,
+        dir: &Path,
+        size: &Size,
+        initrd: &Path,
+        template: &Path,
+    ) -> Result<(), HostError> {
+        let os = |what: &str| HostError::os(format!("{what} VM {id} from its template"));
+        std::os::unix::fs::symlink(template.join(DEVICES), dir.join(DEVICES)).map_err(os("prepare"))?;
+        let memory = Memory::Restored { file: &template.join(MEMORY) };
+        let layers = self.layers(&VmKind::Browser)?;
+        self.launch(id, dir, &self.machine(size, initrd, &layers, None, memory)).await?;
+        let load = async {
+            let mut qmp = Qmp::connect(&dir.join(QMP), || self.has_process(id)).await?;
+            ignore_shared(&mut qmp).await?;
+            qmp.run("migrate-incoming", json!({ "uri": format!("exec:cat {DEVICES}") })).await?;
+            qmp.migrated(MIGRATE_LIMIT).await?;
+            qmp.run("cont", json!({})).await.map(drop)
+        };
+        load.await.map_err(os("restore"))
+    }
+
+    /// Removes a template that does not work, and what its attempt left in a VM's run directory.
+    pub(super) fn discard(&self, template: &Path, dir: &Path) -> Result<(), HostError> {
+        remove(template)?;
+        for name in [DEVICES, QMP, CHANNEL] {
+            match fs::remove_file(dir.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(HostError::os(format!("remove {name} in {}", dir.display()))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn save(
+        &self,
+        id: VmId,
+        run: &Path,
+        size: &Size,
+        desktop_px: (u16, u16),
+        initrd: &Path,
+        target: &Path,
+    ) -> Result<(), HostError> {
+        let memory = target.join(MEMORY);
+        let layers = self.layers(&VmKind::Browser)?;
+        let machine = self.machine(size, initrd, &layers, None, Memory::Saved { file: &memory });
+        self.launch(id, run, &machine).await?;
+        let connector = Arc::new(SocketConnector::new(&self.places, id, run, run.join(CHANNEL)));
+        let info = self.info();
+        let options = LinkOptions { vm: id, egress: Arc::new(NoEgress), slow_factor: info.slow_factor };
+        let failed = |source: AgentError| HostError::Identity { id, source };
+        let agent = AgentClient::connect(connector, options, info.start_limit).await.map_err(failed)?;
+        paint(&agent, desktop_px).await.map_err(failed)?;
+        self.rest(id).await;
+        agent.request(Request::Quiesce).await.map_err(failed)?;
+        drop(agent);
+        let about = async {
+            let mut qmp = Qmp::connect(&run.join(QMP), || self.has_process(id)).await?;
+            hung_up(&mut qmp).await?;
+            qmp.run("stop", json!({})).await?;
+            ignore_shared(&mut qmp).await?;
+            qmp.run("migrate", json!({ "uri": format!("exec:cat > {DEVICES}") })).await?;
+            qmp.migrated(MIGRATE_LIMIT).await?;
+            // The answer may be cut off by the end it asks for.
+            let _ = qmp.run("quit", json!({})).await;
+            for (vm, process) in process::all(&self.places.instance)? {
+                if vm == id {
+                    process.ended(MIGRATE_LIMIT).await?;
+                }
+            }
+            fs::copy(run.join(DEVICES), target.join(DEVICES))?;
+            describe(target, desktop_px)
+        };
+        about.await.map_err(HostError::os("save the template"))
+    }
+
+    /// Waits until the guest has little left to do; what it would do later, every restored VM would do.
+    async fn rest(&self, id: VmId) {
+        let deadline = Instant::now() + REST_LIMIT;
+        let cpu = || {
+            let all = process::all(&self.places.instance).unwrap_or_default();
+            all.iter().filter(|(vm, _)| *vm == id).map(|(_, process)| process.cpu_time()).sum::<Duration>()
+        };
+        while Instant::now() < deadline {
+            let before = cpu();
+            sleep(REST_INTERVAL).await;
+            if cpu().saturating_sub(before).as_secs_f64() < REST_INTERVAL.as_secs_f64() * REST_SHARE {
+                return;
+            }
+        }
+        tracing::info!(vm.id = %id, "guest did not come to rest; its template is saved all the same");
+    }
+
+    fn has_process(&self, id: VmId) -> bool {
+        process::all(&self.places.instance).is_ok_and(|all| all.iter().any(|(vm, _)| *vm == id))
+    }
+
+    fn template_dir(&self, size: &Size, initrd: &Path) -> PathBuf {
+        // The initramfs is named after its content: agent, desktop, overlay and kernel modules.
+        let layers = self.layers(&VmKind::Browser).unwrap_or_default();
+        let key = json!([
+            SCHEMA,
+            self.image.id,
+            layers.iter().map(|layer| &layer.sha256).collect::<Vec<_>>(),
+            initrd.file_name().map(|name| name.to_string_lossy()),
+            size.vcpus,
+            size.memory_mib,
+            // Another build of QEMU may lay its devices' state out differently.
+            fs::metadata(QEMU_FILE).map(|file| (file.len(), file.mtime())).unwrap_or_default(),
+        ]);
+        let digest = Sha256::digest(key.to_string());
+        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.places.data.join("templates").join(name)
+    }
+
+    fn forget_old_templates(&self, newest: &Path) -> Result<(), HostError> {
+        let dir = self.places.data.join("templates");
+        let op = || format!("remove old templates in {}", dir.display());
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(HostError::os(op()))? {
+            let entry = entry.map_err(HostError::os(op()))?;
+            let modified = entry.metadata().and_then(|it| it.modified()).map_err(HostError::os(op()))?;
+            if entry.path() != newest {
+                all.push((modified, entry.path()));
+            }
+        }
+        all.sort();
+        let surplus = (all.len() + 1).saturating_sub(KEPT);
+        // VMs that run on a removed memory file keep it until they end.
+        all.into_iter().take(surplus).try_for_each(|(_, path)| remove(&path))
+    }
+}
+
+/// Starts the desktop and waits for its first picture.
+async fn paint(agent: &AgentClient, (width, height): (u16, u16)) -> Result<(), AgentError> {
+    let mut events = agent.events();
+    agent.request(Request::StartDesktop { width, height }).await?;
+    let painted = async {
+        loop {
+            use tokio::sync::broadcast::error::RecvError;
+            match events.recv().await {
+                Ok(AgentEvent::Desktop { state }) if state.painted => return Ok(()),
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return Err(AgentError::Closed),
+            }
+        }
+    };
+    let late = AgentError::TimedOut {
+        op: "start_desktop",
+        limit_ms: u64::try_from(PAINT_LIMIT.as_millis()).unwrap_or(u64::MAX),
+    };
+    let result = tokio::select! {
+        painted = timeout(PAINT_LIMIT, painted) => painted.unwrap_or(Err(late)),
+        () = agent.closed() => Err(AgentError::Closed),
+    };
+    if result.is_err()
+        && let Ok(Reply::Log { text }) = agent.request(Request::ReadLog { max_bytes: 4000 }).await
+    {
+        tracing::warn!(agent_log = text, "desktop of the template did not come up");
+    }
+    result
+}
+
+/// Waits until nobody is connected to the agent's port.
+async fn hung_up(qmp: &mut Qmp) -> io::Result<()> {
+    let deadline = Instant::now() + HANG_UP_LIMIT;
+    loop {
+        let all = qmp.run("query-chardev", json!({})).await?;
+        let agent = all.as_array().into_iter().flatten().find(|it| it["label"] == "agent");
+        let connected =
+            agent.and_then(|it| it["filename"].as_str()).is_some_and(|it| !it.starts_with("disconnected"));
+        if !connected {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the agent's port stays connected"));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn ignore_shared(qmp: &mut Qmp) -> io::Result<()> {
+    let capability = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+    qmp.run("migrate-set-capabilities", capability).await.map(drop)
+}
+
+fn describe(dir: &Path, desktop_px: (u16, u16)) -> io::Result<()> {
+    let memory = fs::File::open(dir.join(MEMORY))?;
+    memory.sync_all()?;
+    fs::File::open(dir.join(DEVICES))?.sync_all()?;
+    let (memory_bytes, memory_modified_ns) = stamp(&memory.metadata()?);
+    let devices_sha256 = digest(&dir.join(DEVICES))?;
+    let about = About { schema: SCHEMA, desktop_px, devices_sha256, memory_bytes, memory_modified_ns };
+    write_durably(&dir.join(ABOUT), &serde_json::to_vec(&about)?)
+}
+
+fn check(dir: &Path) -> Result<About, String> {
+    let words = |error: io::Error| error.to_string();
+    let bytes = fs::read(dir.join(ABOUT)).map_err(words)?;
+    let about: About = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let stamped = stamp(&fs::metadata(dir.join(MEMORY)).map_err(words)?);
+    if about.schema != SCHEMA {
+        return Err("of another version".to_owned());
+    }
+    if (about.memory_bytes, about.memory_modified_ns) != stamped {
+        return Err("its memory was written to".to_owned());
+    }
+    if digest(&dir.join(DEVICES)).map_err(words)? != about.devices_sha256 {
+        return Err("its device state is another".to_owned());
+    }
+    Ok(about)
+}
+
+fn stamp(file: &fs::Metadata) -> (u64, i128) {
+    (file.len(), i128::from(file.mtime()) * 1_000_000_000 + i128::from(file.mtime_nsec()))
+}
+
+fn digest(path: &Path) -> io::Result<String> {
+    Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn remove(dir: &Path) -> Result<(), HostError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(HostError::os(format!("remove {}", dir.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_anything_wrote_to_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let make = || {
+            fs::write(path(MEMORY), "memory").unwrap();
+            fs::write(path(DEVICES), "devices").unwrap();
+            describe(dir.path(), (800, 600)).unwrap();
+        };
+        make();
+        assert_eq!(check(dir.path()).unwrap().desktop_px, (800, 600));
+        fs::write(path(DEVICES), "Devices").unwrap();
+        check(dir.path()).unwrap_err();
+        make();
+        let later = fs::metadata(path(MEMORY)).unwrap().modified().unwrap() + Duration::from_millis(1);
+        fs::File::open(path(MEMORY)).unwrap().set_modified(later).unwrap();
+        check(dir.path()).unwrap_err();
+        make();
+        fs::write(path(ABOUT), "{").unwrap();
+        check(dir.path()).unwrap_err();
+        fs::remove_file(path(ABOUT)).unwrap();
+        check(dir.path()).unwrap_err();
+    }
+}
