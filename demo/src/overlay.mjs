@@ -10,7 +10,7 @@ const CA_PATH = 'etc/ssl/certs/polydev-demo-ca.pem';
 /** Programs that look neither at the system bundle nor at a policy file: Node, and Bun before 2026. */
 const ENVIRONMENT = { NODE_EXTRA_CA_CERTS: `/${CA_PATH}` };
 
-/** Writes `stateDir/overlay` anew. The agent merges `etc/polydev/environment` into whatever it starts for a person. */
+/** Writes `stateDir/overlay` anew. `etc/polydev/environment` is for whoever starts programs in the guest. */
 export function writeOverlay(stateDir, authority) {
   const root = join(stateDir, 'overlay');
   rmSync(root, { recursive: true, force: true });
