@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use polydev_core::{
     provider::{Check, Placeholders, Provider, ProviderSet},
     session::Lane,
+    url_rule::{HttpUrl, UrlRules, check_callback},
     wire::{FileRead, Request, UrlSource, UrlYields, files::FileBytes},
 };
 use serde::Deserialize;
@@ -84,22 +85,8 @@ fn files(fixture: &Fixture) -> Vec<FileRead> {
     fixture.credential.iter().map(file).collect()
 }
 
-/// What a rule says about an address, spelled out here once more, independently of the code that is used.
-fn matches(provider: &Provider, source: UrlSource, url: &str) -> bool {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (host, path) = place.find('/').map_or((place, ""), |at| place.split_at(at));
-    let has = |name: &String| {
-        query
-            .split('&')
-            .any(|pair| pair.split_once('=').is_some_and(|(key, value)| key == name && !value.is_empty()))
-    };
-    provider.definition().url.iter().filter(|rule| rule.source == source).any(|rule| {
-        scheme == rule.scheme.as_deref().unwrap_or("https")
-            && rule.host.as_deref().is_none_or(|wanted| wanted == host)
-            && rule.path.as_deref().is_none_or(|wanted| wanted == path)
-            && rule.require_query.iter().all(has)
-    })
+fn rules(provider: &Provider) -> UrlRules {
+    UrlRules::new(&provider.definition().url).unwrap_or_else(|fault| panic!("{}: {fault}", provider.id()))
 }
 
 #[test]
@@ -124,17 +111,28 @@ fn every_provider_has_a_recording_that_its_rules_understand() {
         let shim = provider.definition().url.iter().any(|rule| rule.source == UrlSource::BrowserShim);
         assert_eq!(recorded.accept.is_empty(), !shim, "{id}: a shim rule needs a recorded address");
         for url in &recorded.accept {
-            assert!(matches(provider, UrlSource::BrowserShim, url), "{id} refuses {url}");
+            assert_eq!(
+                rules(provider).accept(UrlSource::BrowserShim, url),
+                Some(UrlYields::Loopback),
+                "{id}: {url}"
+            );
+            let callback = provider.definition().callback.as_ref().unwrap();
+            let address = HttpUrl::parse(url).unwrap();
+            let (redirect, state) = (address.query("redirect_uri").unwrap(), address.query("state").unwrap());
+            let back = format!("{redirect}?code=FAKE&state={state}");
+            assert!(check_callback(callback, url, &back).is_ok(), "{id}: {back}");
+            for wrong in
+                [back.replace(&state, "other"), back.replace("http:", "https:"), back.replace("/", "//")]
+            {
+                assert!(check_callback(callback, url, &wrong).is_err(), "{id}: {wrong}");
+            }
         }
         assert!(!recorded.refuse.is_empty(), "{id}");
         for url in &recorded.refuse {
-            assert!(!matches(provider, UrlSource::BrowserShim, url), "{id} accepts {url}");
+            assert_eq!(rules(provider).accept(UrlSource::BrowserShim, url), None, "{id} accepts {url}");
         }
-        let found = provider.definition().url.iter().find_map(|rule| {
-            let regex = regex_lite::Regex::new(rule.regex.as_ref()?).unwrap();
-            Some(regex.find(&recorded.login.output)?.as_str().to_owned())
-        });
-        assert_eq!(found, recorded.login.url, "{id}");
+        let found = rules(provider).find(&recorded.login.output);
+        assert_eq!(found.first().map(|found| found.url.clone()), recorded.login.url, "{id}");
         let spec = provider.login_spec(provider.default_lane(), &Placeholders::default());
         if let Some(code) = &recorded.login.code {
             let regex = regex_lite::Regex::new(spec.device_code_regex.as_ref().unwrap()).unwrap();
