@@ -1,1 +1,216 @@
-//! browser
+//! How the desktop's programs are started: flags, settings and policies that make a plain, safe browser.
+//!
+//! Chromium keeps its sandbox. Nothing here marks it as automated and nothing can debug it: identity providers would
+//! rightly refuse such a browser.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+};
+
+use polydev_core::guest::{BROWSER_USER, DESKTOP_PATH, DISPLAY, RUN_DIR, VNC_SOCKET};
+use serde_json::json;
+
+use crate::process::base_env;
+
+/// Private to the browser's account: sockets, settings, the display's key.
+const PLACE: &str = "/run/polydev/desktop";
+const PROFILE: &str = "/run/polydev/desktop/profile";
+const AUTHORITY: &str = "/run/polydev/desktop/xauthority";
+const OPENBOX_SETTINGS: &str = "/run/polydev/desktop/openbox.xml";
+const POLICIES: &str = "/etc/chromium/policies/managed/polydev.json";
+/// The X server's own socket.
+pub(crate) const X_SOCKET: &str = "/tmp/.X11-unix/X1";
+
+/// Every window fills the screen; pop-ups keep a frame, so that a person can close them. No menus, no shortcuts.
+const OPENBOX: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<openbox_config xmlns="http://openbox.org/3.4/rc">
+  <focus><focusNew>yes</focusNew></focus>
+  <desktops><number>1</number></desktops>
+  <keyboard/>
+  <mouse>
+    <context name="Titlebar"><mousebind button="Left" action="Drag"><action name="Move"/></mousebind></context>
+    <context name="Close"><mousebind button="Left" action="Click"><action name="Close"/></mousebind></context>
+    <context name="Client"><mousebind button="Left" action="Press"><action name="Focus"/><action name="Raise"/></mousebind></context>
+  </mouse>
+  <applications>
+    <application role="browser" type="normal"><decor>no</decor><maximized>yes</maximized></application>
+  </applications>
+</openbox_config>
+"#;
+
+/// Makes everything that the desktop's programs expect to find. The profile is new each time the machine starts.
+pub(crate) fn prepare() -> io::Result<()> {
+    let private = |path: &str| {
+        fs::create_dir_all(path)?;
+        give(path, 0o700)
+    };
+    fs::create_dir_all(RUN_DIR)?;
+    if !Path::new(BROWSER_USER.home).exists() {
+        fs::create_dir_all(BROWSER_USER.home)?;
+        give(BROWSER_USER.home, 0o700)?;
+    }
+    private(PLACE)?;
+    private(PROFILE)?;
+    fs::create_dir_all("/tmp/.X11-unix")?;
+    fs::set_permissions("/tmp/.X11-unix", fs::Permissions::from_mode(0o1777))?;
+    fs::write(OPENBOX_SETTINGS, OPENBOX)?;
+    give(OPENBOX_SETTINGS, 0o600)?;
+    fs::write(AUTHORITY, authority(&random_key()?))?;
+    give(AUTHORITY, 0o600)?;
+    if let Some(directory) = Path::new(POLICIES).parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(POLICIES, policies())
+}
+
+pub(crate) fn environment() -> BTreeMap<String, String> {
+    let mut env = base_env(&BROWSER_USER);
+    for (name, value) in [("DISPLAY", DISPLAY), ("XAUTHORITY", AUTHORITY), ("XDG_RUNTIME_DIR", PLACE)] {
+        env.insert(name.to_owned(), value.to_owned());
+    }
+    env
+}
+
+pub(crate) fn x_server(width: u16, height: u16) -> Vec<String> {
+    let geometry = format!("{width}x{height}");
+    owned(&[
+        "Xtigervnc",
+        DISPLAY,
+        "-geometry",
+        &geometry,
+        "-depth",
+        "24",
+        "-auth",
+        AUTHORITY,
+        "-nolisten",
+        "tcp",
+        "-rfbport",
+        "-1",
+        "-rfbunixpath",
+        VNC_SOCKET,
+        "-rfbunixmode",
+        "0600",
+        "-SecurityTypes",
+        "None",
+        "-AlwaysShared",
+        "-AcceptSetDesktopSize=1",
+        "-desktop",
+        "polydev",
+    ])
+}
+
+pub(crate) fn window_manager() -> Vec<String> {
+    owned(&["openbox", "--config-file", OPENBOX_SETTINGS, "--sm-disable"])
+}
+
+pub(crate) fn watcher() -> Vec<String> {
+    owned(&[DESKTOP_PATH])
+}
+
+/// The browser on an empty page, or, given an address, the call that makes the running one open it.
+pub(crate) fn chromium(url: Option<&str>) -> Vec<String> {
+    let profile = format!("--user-data-dir={PROFILE}");
+    owned(&[
+        "chromium",
+        &profile,
+        "--no-first-run",
+        "--no-default-browser-check",
+        "--disable-gpu",
+        "--disable-gpu-watchdog",
+        "--disable-hang-monitor",
+        "--disable-dev-shm-usage",
+        "--disable-extensions",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-breakpad",
+        "--hide-crash-restore-bubble",
+        "--password-store=basic",
+        "--start-maximized",
+        "--window-position=0,0",
+        url.unwrap_or("about:blank"),
+    ])
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// No bubbles, no stores, no way to the machine's files; everything unneeded is off.
+fn policies() -> String {
+    json!({
+        "AutofillAddressEnabled": false,
+        "AutofillCreditCardEnabled": false,
+        "AudioCaptureAllowed": false,
+        "BackgroundModeEnabled": false,
+        "BookmarkBarEnabled": false,
+        "BrowserSignin": 0,
+        "DefaultBrowserSettingEnabled": false,
+        "DefaultGeolocationSetting": 2,
+        "DefaultNotificationsSetting": 2,
+        "DeveloperToolsAvailability": 2,
+        "DnsOverHttpsMode": "off",
+        "DownloadRestrictions": 3,
+        "ExtensionInstallBlocklist": ["*"],
+        "MetricsReportingEnabled": false,
+        "PasswordManagerEnabled": false,
+        "PrintingEnabled": false,
+        "PromotionsEnabled": false,
+        "QuicAllowed": false,
+        "SearchSuggestEnabled": false,
+        "ShowHomeButton": false,
+        "SpellCheckServiceEnabled": false,
+        "SyncDisabled": true,
+        "TranslateEnabled": false,
+        "URLBlocklist": ["file://*"],
+        "VideoCaptureAllowed": false
+    })
+    .to_string()
+}
+
+fn give(path: &str, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    chown(path, Some(BROWSER_USER.uid), Some(BROWSER_USER.gid))
+}
+
+fn random_key() -> io::Result<[u8; 16]> {
+    let mut key = [0; 16];
+    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut key)?;
+    Ok(key)
+}
+
+/// One entry of an Xauthority file (Xau manual): any address, display 1.
+fn authority(key: &[u8; 16]) -> Vec<u8> {
+    let number = DISPLAY.trim_start_matches(':').as_bytes();
+    let mut entry = vec![0xff, 0xff];
+    for field in [&[][..], number, b"MIT-MAGIC-COOKIE-1", key] {
+        entry.extend_from_slice(&u16::try_from(field.len()).unwrap_or(0).to_be_bytes());
+        entry.extend_from_slice(field);
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_browser_keeps_its_sandbox_and_cannot_be_debugged() {
+        let flags = chromium(None).join(" ");
+        for forbidden in ["sandbox", "remote-debugging", "automation", "ignore-certificate", "disable-web-security", "headless"] {
+            assert!(!flags.contains(forbidden), "{forbidden} in {flags}");
+        }
+        assert!(flags.ends_with(" about:blank"));
+        assert_eq!(chromium(Some("https://a.test/")).last().unwrap(), "https://a.test/");
+    }
+
+    #[test]
+    fn the_authority_entry_has_the_documented_layout() {
+        let entry = authority(&[7; 16]);
+        let expected = [&b"\xff\xff\0\0\0\x011\0\x12MIT-MAGIC-COOKIE-1\0\x10"[..], &[7; 16]].concat();
+        assert_eq!(entry, expected);
+    }
+}

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use polydev_core::guest::{Account, PATH};
+use polydev_core::guest::{Account, CLI_USER, PATH};
 use tokio::{net::unix::pipe, sync::oneshot};
 
 use crate::reaper::Reaper;
@@ -50,7 +50,11 @@ impl Launch<'_> {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no program given"));
         };
         let mut command = Command::new(program);
-        command.args(args).env_clear().envs(self.env).current_dir(self.account.home);
+        command.args(args).env_clear();
+        if self.account.uid == CLI_USER.uid {
+            command.envs(image_env());
+        }
+        command.envs(self.env).current_dir(self.account.home);
         let has_terminal = match self.streams {
             Streams::Null => {
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -101,6 +105,19 @@ pub(crate) fn base_env(account: &Account) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect()
+}
+
+/// Variables that the image or an overlay on it sets for everything a person runs; what a request says goes before.
+const IMAGE_ENV: &str = "/etc/polydev/environment";
+
+fn image_env() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(IMAGE_ENV).unwrap_or_default();
+    let entry = |line: &str| {
+        let (name, value) = line.trim().split_once('=')?;
+        let sound = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !value.contains('\0');
+        (sound && !name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
+    };
+    text.lines().filter_map(entry).collect()
 }
 
 /// Sends a signal to a whole process group; one that is gone already is no matter.

@@ -81,7 +81,7 @@ async fn take(agent: Rc<Agent>, socket: UnixStream) {
     let mut url = Vec::new();
     let read = timeout(CALLER_LIMIT, socket.take(URL_MAX + 1).read_to_end(&mut url)).await;
     match (read, String::from_utf8(url)) {
-        (Ok(Ok(1..)), Ok(url)) => login::shim_called(&agent, url),
+        (Ok(Ok(1..)), Ok(url)) => login::shim_called(&agent, url).await,
         _ => agent.log.note("shim", "called without a readable address"),
     }
 }

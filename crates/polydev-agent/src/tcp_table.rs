@@ -1,1 +1,69 @@
-//! tcp_table
+//! Reads `/proc/net/tcp` and `/proc/net/tcp6`: whether somebody is connected to a loopback port, without touching it.
+//!
+//! A probe connection would not do: one vendor's listener gives the sign-in up when it gets a request it does not expect.
+
+/// States (linux/include/net/tcp_states.h) in which the connection was established once.
+const ONCE_ESTABLISHED: [u8; 6] = [0x01, 0x04, 0x05, 0x06, 0x08, 0x09];
+
+/// Whether the table shows a connection towards `port` on loopback.
+pub fn shows_visitor(table: &str, port: u16) -> bool {
+    table.lines().skip(1).filter_map(row).any(|(remote_is_loopback, remote_port, state)| {
+        remote_is_loopback && remote_port == port && ONCE_ESTABLISHED.contains(&state)
+    })
+}
+
+/// Remote side and state of one line, seen from the connecting end.
+fn row(line: &str) -> Option<(bool, u16, u8)> {
+    let mut fields = line.split_ascii_whitespace().skip(2);
+    let (address, port) = fields.next()?.split_once(':')?;
+    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+    Some((is_loopback(address), u16::from_str_radix(port, 16).ok()?, state))
+}
+
+/// Addresses are printed as 32-bit words in host order (little endian on every platform that polydev runs on).
+fn is_loopback(address: &str) -> bool {
+    match address.len() {
+        8 => address.ends_with("7F"),
+        32 => {
+            address == "00000000000000000000000001000000"
+                || (address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F"))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEAD: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n";
+
+    #[test]
+    fn an_established_connection_to_the_port_is_seen_and_a_listener_is_not() {
+        let listener = format!("{HEAD}   0: 0100007F:05AF 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000\n");
+        assert!(!shows_visitor(&listener, 1455));
+        let visitor = format!("{listener}   1: 0100007F:A1B2 0100007F:05AF 01 00000000:00000000 00:00000000 00000000  1001\n");
+        assert!(shows_visitor(&visitor, 1455));
+        assert!(!shows_visitor(&visitor, 1457));
+        let elsewhere = format!("{HEAD}   1: 0200000A:A1B2 0100000A:05AF 01 0:0 0:0 0 1001\n");
+        assert!(!shows_visitor(&elsewhere, 1455));
+        let connecting = format!("{HEAD}   1: 0100007F:A1B2 0100007F:05AF 02 0:0 0:0 0 1001\n");
+        assert!(!shows_visitor(&connecting, 1455));
+    }
+
+    #[test]
+    fn both_forms_of_loopback_in_the_ipv6_table_count() {
+        for remote in ["00000000000000000000000001000000", "0000000000000000FFFF00000100007F"] {
+            let table = format!("{HEAD}   0: 00000000000000000000000001000000:A1B2 {remote}:2310 06 0:0 0:0 0 0\n");
+            assert!(shows_visitor(&table, 8976), "{remote}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "\\PC{0,300}") {
+            let _ = shows_visitor(&format!("{HEAD}{text}"), 80);
+        }
+    }
+}

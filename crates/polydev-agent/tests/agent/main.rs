@@ -4,5 +4,7 @@
 
 mod client;
 mod guest;
+mod egress;
+mod logins;
 mod running;
 mod terminals;
