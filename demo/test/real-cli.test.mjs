@@ -11,10 +11,21 @@ import { missing } from './guest.mjs';
 
 const INSIDE = fileURLToPath(new URL('./inside/real-cli.mjs', import.meta.url));
 const NAMESPACES = ['--mount', '--net', '--pid', '--fork', '--kill-child', '--propagation', 'private'];
-const SCENARIOS = ['codex', 'codex-device', 'claude', 'claude-paste', 'gemini', 'wrangler', 'gh', 'demo', 'chromium'];
+const SCENARIOS = {
+  codex: 'codex signs in, says so, and signs out',
+  'codex-device': 'codex signs in with a device code',
+  claude: 'claude signs in, says so, and signs out',
+  'claude-paste': 'claude signs in with a pasted code',
+  gemini: 'gemini signs in',
+  wrangler: 'wrangler signs in, refreshes, and signs out',
+  gh: 'gh signs in with a device code',
+  demo: 'polydev-demo signs in, refreshes, and signs out',
+  chromium: 'the image\'s Chromium opens a sign-in page without a warning',
+  faults: 'refusals and faults reach the programs',
+};
 
-for (const name of SCENARIOS) {
-  test(`${name} signs in for real`, { skip: missing() ?? false, timeout: 240_000 }, async () => {
+for (const [name, sentence] of Object.entries(SCENARIOS)) {
+  test(sentence, { skip: missing() ?? false, timeout: 240_000 }, async () => {
     const work = mkdtempSync(join(tmpdir(), 'polydev-real-cli-'));
     const child = spawn('unshare', [...NAMESPACES, process.execPath, INSIDE, name, work], { stdio: ['ignore', 'pipe', 'pipe'] });
     let output = '';

@@ -127,6 +127,41 @@ const scenarios = {
     await expectRun(guest, ['polydev-demo', 'status'], 1, /Not signed in/);
   },
 
+  /** What the programs do when the provider does not play along: the knobs reach them as they are meant to. */
+  async faults({ demo, guest, browser }) {
+    await demo.control('PUT', '/control/settings', { outcome: 'deny' });
+    for (const argv of [['codex', 'login'], ['claude', 'auth', 'login'], ['wrangler', 'login'], ['polydev-demo', 'login']]) {
+      const login = guest.start(argv);
+      await browser.open(await guest.nextUrl(login));
+      const { code, output } = await login.end();
+      assert.equal(code, 1, `${argv[0]}: ${output}`);
+    }
+    await demo.control('PUT', '/control/settings', { outcome: 'allow' });
+
+    await demo.control('POST', '/control/rules', { host: 'auth.openai.com', path: '/oauth/token', grant: 'urn:ietf:params:oauth:grant-type:token-exchange', status: 403 });
+    const codex = guest.start(['codex', 'login']);
+    await browser.open(await guest.nextUrl(codex));
+    assert.equal((await codex.end()).code, 0, 'codex does without its key');
+    assert.equal(JSON.parse(credential(guest, '.codex/auth.json', 0o600)).OPENAI_API_KEY, null);
+
+    await demo.control('POST', '/control/rules', { host: 'api.anthropic.com', path: '/api/oauth/profile', status: 500 });
+    const claude = guest.start(['claude', 'auth', 'login']);
+    await browser.open(await guest.nextUrl(claude));
+    assert.equal((await claude.end()).code, 0, 'claude does without the profile');
+    assert.equal(JSON.parse(credential(guest, '.claude/.credentials.json', 0o600)).claudeAiOauth.subscriptionType, null);
+
+    await demo.control('POST', '/control/rules', { path: '/v1internal:loadCodeAssist', status: 403 });
+    const acp = guest.start(['gemini', '--acp'], { env: { GEMINI_CLI_NO_RELAUNCH: 'true' } });
+    acp.send(JSON.stringify(ACP_INITIALIZE));
+    await acp.match(/"id":0,"result"/);
+    acp.send(JSON.stringify(ACP_AUTHENTICATE));
+    await browser.open(await guest.nextUrl(acp));
+    assert.equal((await acp.match(/"id":1,"(result|error)"/))[1], 'error');
+    credential(guest, '.gemini/oauth_creds.json', 0o600);
+    acp.child.kill('SIGTERM');
+    await acp.end();
+  },
+
   /** The image's Chromium trusts the demo through the policy file, and only for the demo's names. */
   async chromium({ guest }) {
     const challenge = 'A'.repeat(43);
@@ -155,6 +190,6 @@ const stateDir = join(work, 'state');
 const demo = await DemoProcess.start({ stateDir, args: ['--https-port', '443', '--http-port', '80'] });
 const guest = new Guest({ stateDir, work: join(work, 'guest'), layers: ['tools', 'desktop', 'base'] });
 await scenarios[name]({ demo, guest, browser: demo.browser() });
-// The file of a browser's visit would differ with every Chromium; what it shows is asserted instead.
-if (name !== 'chromium') assertGolden(name, demo.journal());
+// Those two assert what they are about themselves.
+if (!['chromium', 'faults'].includes(name)) assertGolden(name, demo.journal());
 process.exit(0);
