@@ -6,6 +6,8 @@ import { Hopeless, until } from "./until.mjs";
 
 /** People type slower than machines; the pause keeps the key events apart as a person's fingers do. */
 const KEY_PAUSE_MS = 25;
+/** More pixels than a caret has, fewer than a letter. */
+const CARET_PX = 80;
 const UI_MS = 15_000;
 const FINAL = ["succeeded", "failed", "expired", "cancelled"];
 
@@ -67,22 +69,24 @@ export class Person {
     return this.page.locator("[data-testid=screen] canvas");
   }
 
-  /** A few figures of the streamed picture: its size, how many pixels are white and how many are of a warning's red ink. */
+  /** A few figures of the streamed picture: its size, how many pixels are white, how many of a warning's pale red, and how many changed since the last look. */
   picture() {
     return this.canvas.evaluate((canvas) => {
       const { width, height } = canvas;
       const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
       let white = 0;
       let warning = 0;
-      let sum = 0;
+      let changed = 0;
+      const last = window.lastPicture?.length === data.length ? window.lastPicture : null;
+      window.lastPicture = data;
       for (let at = 0; at < data.length; at += 4) {
         const [red, green, blue] = [data[at], data[at + 1], data[at + 2]];
         if (red > 250 && green > 250 && blue > 250) white += 1;
         // The pale red box of the sign-in page's error.
         if (red > 246 && green > 225 && green < 244 && Math.abs(green - blue) < 6 && red - green > 10) warning += 1;
-        sum = (sum * 31 + red + green * 3 + blue * 7) % 2147483647;
+        if (last === null || red !== last[at] || green !== last[at + 1] || blue !== last[at + 2]) changed += 1;
       }
-      return { width, height, white, warning, sum };
+      return { width, height, white, warning, changed };
     });
   }
 
@@ -94,16 +98,14 @@ export class Person {
     }, { deadlineMs, seen: async () => JSON.stringify(await this.picture()) });
   }
 
-  /** Waits until the picture has stopped changing: a page that still builds up drops keys. */
+  /** Waits until nothing but a blinking caret moves in the picture: a page that still builds up drops keys. */
   async seesStillPicture(deadlineMs) {
-    let last = null;
-    let same = 0;
+    let still = 0;
     await until("the picture stands still", async () => {
-      const { sum } = await this.picture();
-      same = sum === last ? same + 1 : 0;
-      last = sum;
-      return same >= 4;
-    }, { deadlineMs });
+      const { changed } = await this.picture();
+      still = changed <= CARET_PX ? still + 1 : 0;
+      return still >= 4;
+    }, { deadlineMs, seen: async () => JSON.stringify(await this.picture()) });
   }
 
   /** Gives the live browser the keyboard, without clicking anything in it. */
