@@ -39,8 +39,11 @@ const SEND_LIMIT: Duration = Duration::from_secs(30);
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// The person's activity is told to the sign-in at most this often.
 const ACTIVE_EVERY: Duration = Duration::from_secs(2);
-/// RFB client messages that a hand makes: key, and pointer with a button held.
+/// RFB client messages that a hand makes: key, key with its scan code (type 255, submessage 0, down as two bytes), and
+/// pointer with a button held.
 const KEY_EVENT: u8 = 4;
+const QEMU_MESSAGE: u8 = 255;
+const QEMU_KEY_EVENT: u8 = 0;
 const POINTER_EVENT: u8 = 5;
 
 /// The live browser of a sign-in as a WebSocket with binary RFB.
@@ -131,7 +134,7 @@ impl Bridge {
 
 fn is_active(message: &[u8]) -> bool {
     match message {
-        [KEY_EVENT, down, ..] => *down != 0,
+        [KEY_EVENT, down, ..] | [QEMU_MESSAGE, QEMU_KEY_EVENT, _, down, ..] => *down != 0,
         [POINTER_EVENT, buttons, ..] => *buttons != 0,
         _ => false,
     }

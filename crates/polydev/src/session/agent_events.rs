@@ -21,7 +21,8 @@ impl Driver {
                     return None;
                 }
                 self.captured(url, yields);
-                Some(Event::UrlCaptured(yields))
+                // A device page is of use with its code only; both come together, right after.
+                (yields != UrlYields::Device).then_some(Event::UrlCaptured(yields))
             }
             AgentEvent::DeviceCode { url, code } => {
                 if !self.accepts(&url, UrlYields::Device) {
