@@ -11,7 +11,7 @@ use super::command::Runner;
 use super::error::{ImageError, IoContext};
 use super::mount::Mounted;
 use super::recipe::{Mirror, Os};
-use super::tree;
+use super::{glob, tree};
 
 /// Directory of a guest that is always there, unused by packages, and serves as the place of downloaded packages.
 const PACKAGE_PLACE: &str = "mnt";
@@ -87,49 +87,51 @@ impl<'a> Apt<'a> {
         Ok(apt)
     }
 
-    /// Package to version of what installing `packages` into a system with dpkg state `status` would bring.
+    /// Package to version of what installing `packages` into a system with dpkg state `status` would bring, without what `omit` matches.
     pub(crate) fn resolve(
         &self,
         part: &str,
         status: Option<&Path>,
         packages: &[String],
+        omit: &[String],
     ) -> Result<BTreeMap<String, String>, ImageError> {
+        let mut simulate = self.command("apt-get", status);
         let text = self.runner.output(
             part,
             "resolving packages",
-            self.command("apt-get", status).args(["-s", "-y", "install"]).args(packages),
+            simulate.args(["-s", "-y", "install"]).args(packages),
         )?;
-        Ok(text.lines().filter_map(installation).collect())
+        let omitted = |name: &str| omit.iter().any(|pattern| glob::matches(pattern, name));
+        Ok(text.lines().filter_map(installation).filter(|(name, _)| !omitted(name)).collect())
     }
 
-    /// Downloads `packages` and all they need beyond `status`; returns the files in the order apt would unpack them.
-    fn download(&self, part: &str, status: &Path, packages: &[String]) -> Result<Vec<String>, ImageError> {
-        let install = |flag: &str| {
-            let mut command = self.command("apt-get", Some(status));
-            command.args(["-y", flag, "install"]).args(packages);
-            command
-        };
-        // The list names only what is still to be fetched, so it is asked for with an archive directory that holds nothing.
-        let nowhere = self.runner.work.join("no-archives");
-        fs::create_dir_all(nowhere.join("partial")).or_io("create", &nowhere)?;
+    /// Downloads exactly these packages; returns the names of their files among the archives.
+    fn download(&self, part: &str, packages: &BTreeMap<String, String>) -> Result<Vec<String>, ImageError> {
+        let wanted: Vec<_> = packages.iter().map(|(name, version)| format!("{name}={version}")).collect();
+        let mut listing = self.command("apt-get", None);
         let uris = self.runner.output(
             part,
-            "listing packages",
-            install("--print-uris").arg("-o").arg(format!("Dir::Cache::archives={}", nowhere.display())),
+            "locating packages",
+            listing.args(["download", "--print-uris"]).args(&wanted),
         )?;
-        self.runner.run(part, "downloading packages", &mut install("--download-only"))?;
-        let files: Vec<_> = uris
-            .lines()
-            .filter(|line| line.starts_with('\''))
-            .filter_map(|line| line.split(' ').nth(1))
-            .map(str::to_owned)
-            .collect();
-        Ok(files)
+        let mut download = self.command("apt-get", None);
+        let what = format!("downloading {} package(s)", wanted.len());
+        self.runner.run(part, &what, download.current_dir(&self.archives).arg("download").args(&wanted))?;
+        let files = uris.lines().filter(|line| line.starts_with('\''));
+        Ok(files.filter_map(|line| line.split(' ').nth(1)).map(str::to_owned).collect())
     }
 
     /// Installs into `root`, a mounted overlay, with dpkg running inside it without network.
-    pub(crate) fn install(&self, part: &str, root: &Path, packages: &[String]) -> Result<(), ImageError> {
-        let files = self.download(part, &root.join("var/lib/dpkg/status"), packages)?;
+    ///
+    /// Dependencies on what the recipe omits are ignored; the check of the image finds what should not have been left out.
+    pub(crate) fn install(
+        &self,
+        part: &str,
+        root: &Path,
+        packages: &BTreeMap<String, String>,
+        omitted: &[String],
+    ) -> Result<(), ImageError> {
+        let files = self.download(part, packages)?;
         self.runner.say(part, format!("installing {} packages", files.len()));
         let _place = Mounted::bind(&self.archives, &root.join(PACKAGE_PLACE))?;
         let policy = root.join(POLICY);
@@ -139,6 +141,9 @@ impl<'a> Apt<'a> {
             .arg(root);
         dpkg.args(["dpkg", "--install", "--force-unsafe-io"])
             .args(PATH_RULES.map(|rule| format!("--{rule}")));
+        if !omitted.is_empty() {
+            dpkg.arg(format!("--ignore-depends={}", omitted.join(",")));
+        }
         dpkg.args(files.iter().map(|file| format!("/{PACKAGE_PLACE}/{file}")));
         dpkg.env("HOME", "/root")
             .env("TMPDIR", "/tmp")
@@ -149,25 +154,15 @@ impl<'a> Apt<'a> {
         done
     }
 
-    /// Version and place of one package's file, downloaded without its dependencies.
-    pub(crate) fn fetch(&self, part: &str, package: &str) -> Result<PathBuf, ImageError> {
-        let mut download = self.command("apt-get", None);
-        let listed = self.runner.output(
-            part,
-            "locating a package",
-            self.command("apt-get", None).args(["download", "--print-uris", package]),
-        )?;
-        let file = listed
-            .split(' ')
-            .nth(1)
-            .ok_or_else(|| ImageError::Mirror(format!("the archive has no package {package}")))?;
-        let path = self.archives.join(file.trim());
-        self.runner.run(
-            part,
-            &format!("downloading {package}"),
-            download.current_dir(&self.archives).args(["download", package]),
-        )?;
-        Ok(path)
+    /// One package's file as the archive offers it now, downloaded without its dependencies, and the package's version.
+    pub(crate) fn fetch(&self, part: &str, package: &str) -> Result<(PathBuf, String), ImageError> {
+        let offered = self.resolve(part, None, &[package.to_owned()], &[])?;
+        let version = offered.get(package).cloned().unwrap_or_default();
+        let files = self.download(part, &BTreeMap::from([(package.to_owned(), version.clone())]))?;
+        let [file] = &files[..] else {
+            return Err(ImageError::Mirror(format!("the archive has no package {package}")));
+        };
+        Ok((self.archives.join(file), version))
     }
 
     /// Unpacks the files of a package without running anything of it.

@@ -135,7 +135,7 @@ impl Job<'_> {
         let wanted: Vec<_> = std::iter::once("?essential".to_owned())
             .chain(recipe.layer("base").packages.iter().cloned())
             .collect();
-        let packages = apt.resolve("base", None, &wanted)?;
+        let packages = apt.resolve("base", None, &wanted, &[])?;
         let hashes = BTreeMap::from([("node", recipe.node.integrity.clone())]);
         let address = address(
             "layer",
@@ -165,7 +165,10 @@ impl Job<'_> {
         let lower = dir.join("base");
         let _base =
             Mounted::erofs(self.runner, &erofs::place(self.image_dir, base).join("layer.erofs"), &lower)?;
-        let packages = apt.resolve("desktop", Some(&lower.join("var/lib/dpkg/status")), &layer.packages)?;
+        let status = lower.join("var/lib/dpkg/status");
+        let packages = apt.resolve("desktop", Some(&status), &layer.packages, &layer.omit)?;
+        let whole = apt.resolve("desktop", Some(&status), &layer.packages, &[])?;
+        let omitted: Vec<_> = whole.into_keys().filter(|name| !packages.contains_key(name)).collect();
         let address = address(
             "layer",
             &LayerInputs {
@@ -179,25 +182,19 @@ impl Job<'_> {
         if let Some(done) = self.reuse("desktop", &address) {
             return Ok(done);
         }
-        desktop::make(self.runner, self.recipe, apt, &lower, &dir)?;
+        desktop::make(self.runner, self.recipe, apt, &packages, &omitted, &lower, &dir)?;
         erofs::pack(self.runner, self.image_dir, "desktop", &address, &dir.join("up"), packages)
     }
 
     fn tools(&self, apt: &Apt<'_>, node: &Path) -> Result<LayerEntry, ImageError> {
         let recipe = self.recipe;
         let layer = recipe.layer("tools");
-        let debs = layer
-            .packages
-            .iter()
-            .map(|package| apt.fetch("tools", package))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut debs = Vec::new();
         let mut packages = BTreeMap::new();
-        for deb in &debs {
-            // Package files are named <package>_<version>_<architecture>.deb, with the version's `:` as %3a.
-            let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if let [package, version, ..] = name.split('_').collect::<Vec<_>>()[..] {
-                packages.insert(package.to_owned(), version.to_owned());
-            }
+        for package in &layer.packages {
+            let (file, version) = apt.fetch("tools", package)?;
+            debs.push(file);
+            packages.insert(package.clone(), version);
         }
         let lock = recipe.lock_path();
         let hashes = BTreeMap::from([

@@ -1,5 +1,6 @@
 //! The `desktop` layer: X server, window manager, Chromium and fonts, as a difference to `base`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::apt::Apt;
@@ -15,6 +16,8 @@ pub(crate) fn make(
     runner: &Runner<'_>,
     recipe: &Recipe,
     apt: &Apt<'_>,
+    packages: &BTreeMap<String, String>,
+    omitted: &[String],
     base: &Path,
     dir: &Path,
 ) -> Result<(), ImageError> {
@@ -22,7 +25,7 @@ pub(crate) fn make(
     let (root, upper) = (dir.join("root"), dir.join("up"));
     {
         let _union = Mounted::overlay(&[base], Some(dir), &root)?;
-        apt.install("desktop", &root, &layer.packages)?;
+        apt.install("desktop", &root, packages, omitted)?;
     }
     // Removed in the difference itself: through the overlay this would leave whiteouts.
     for file in ["etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "var/lib/dbus/machine-id"] {
@@ -36,6 +39,7 @@ pub(crate) fn make(
     runner.say("desktop", format!("stripped {} MiB", freed >> 20));
     tree::drop_set_id(&upper)?;
     refresh_caches(runner, base, dir)?;
+    tree::drop_overlay_notes(&upper, base)?;
     tree::require_additive(&upper)
 }
 

@@ -44,7 +44,8 @@ fn children(dir: &Path, part: &str) -> Vec<PathBuf> {
     found
 }
 
-fn matches(pattern: &str, text: &str) -> bool {
+/// Whether `text` is what `pattern` describes.
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
         Some((head, rest)) => {

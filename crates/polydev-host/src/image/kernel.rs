@@ -35,7 +35,7 @@ pub(crate) struct KernelPackage {
 /// Asks the archive which package carries the kernel.
 pub(crate) fn resolve(recipe: &Recipe, apt: &Apt<'_>) -> Result<KernelPackage, ImageError> {
     let wanted = &recipe.kernel.package;
-    let offered = apt.resolve("kernel", None, std::slice::from_ref(wanted))?;
+    let offered = apt.resolve("kernel", None, std::slice::from_ref(wanted), &[])?;
     let real = |name: &&String| {
         name.strip_prefix("linux-image-").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
@@ -56,7 +56,7 @@ pub(crate) fn make(
 ) -> Result<String, ImageError> {
     runner.say("kernel", format!("unpacking {} {}", kernel.package, kernel.version));
     let root = runner.work.join("kernel");
-    let deb = apt.fetch("kernel", &kernel.package)?;
+    let (deb, _) = apt.fetch("kernel", &kernel.package)?;
     apt.unpack("kernel", &deb, &root)?;
     let release = kernel.package.trim_start_matches("linux-image-").to_owned();
     let path = root.join(format!("boot/vmlinuz-{release}"));

@@ -116,6 +116,9 @@ pub struct Account {
 pub struct Layer {
     /// Debian packages, without their dependencies.
     pub packages: Vec<String>,
+    /// Patterns of packages that dependencies would bring and the layer goes without.
+    #[serde(default)]
+    pub omit: Vec<String>,
     /// Patterns of paths to remove from the layer once it is complete.
     #[serde(default)]
     pub strip: Vec<String>,
@@ -247,6 +250,10 @@ impl Recipe {
             for package in &layer.packages {
                 need(is_name(package), format!("layer.{name}: {package:?} is not a package name"));
             }
+            need(
+                layer.omit.is_empty() || name == "desktop",
+                format!("layer.{name}: only the desktop can omit packages"),
+            );
             for rule in &layer.strip {
                 need(
                     glob::is_safe(rule),

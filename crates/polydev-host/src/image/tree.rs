@@ -85,6 +85,29 @@ pub(crate) fn require_additive(root: &Path) -> Result<(), ImageError> {
     })
 }
 
+/// Removes overlayfs's own notes from a layer made as an upper directory over `below`. It marks every new directory as opaque to save look-ups; the mark
+/// stays, and fails [`require_additive`], where it would really hide a directory.
+pub(crate) fn drop_overlay_notes(root: &Path, below: &Path) -> Result<(), ImageError> {
+    let clean = |path: &Path| {
+        let opaque_for_speed =
+            path.strip_prefix(root).is_ok_and(|inside| below.join(inside).symlink_metadata().is_err());
+        for (name, removable) in [
+            ("trusted.overlay.origin", true),
+            ("trusted.overlay.impure", true),
+            ("trusted.overlay.uuid", true),
+            ("trusted.overlay.opaque", opaque_for_speed),
+        ] {
+            match if removable { rustix::fs::lremovexattr(path, name) } else { Ok(()) } {
+                Ok(()) | Err(rustix::io::Errno::NODATA) => {}
+                Err(error) => return Err(ImageError::io("remove an attribute of", path, error)),
+            }
+        }
+        Ok(())
+    };
+    clean(root)?;
+    walk(root, &mut |path, meta| if meta.is_symlink() { Ok(()) } else { clean(path) })
+}
+
 /// Sets the fixed date on every directory at and below `root`.
 pub(crate) fn date_directories(root: &Path) -> Result<(), ImageError> {
     let when = Timespec { tv_sec: i64::try_from(EPOCH).expect("the fixed date fits"), tv_nsec: 0 };
