@@ -11,6 +11,7 @@ pub mod egress;
 mod error;
 mod golden;
 pub mod host;
+pub mod image;
 mod logs;
 mod mounts;
 mod process;
