@@ -95,7 +95,8 @@ pub struct App {
 impl App {
     /// Puts the parts together. Nothing runs yet.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, listen: _, clock, store, vault, machines, egress, providers, access, limits } = parts;
+        let Parts { config, listen: _, clock, store, vault, machines, egress, providers, access, limits } =
+            parts;
         let (vault, providers) = (Arc::new(vault), Arc::new(providers));
         let slots = Slots::new(usize::from(config.vms.slots), config.limits.queue_max);
         let cleaner = Cleaner::new(store.clone(), Arc::clone(&machines), Arc::clone(&egress), clock);

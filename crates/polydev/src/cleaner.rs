@@ -35,8 +35,21 @@ impl Cleaner {
 
     /// Destroys a VM now; a task in the database makes sure of it, whatever happens meanwhile.
     pub async fn destroy(&self, vm: VmId) -> Result<(), CleanError> {
+        self.remove(vm, false).await
+    }
+
+    /// The same for a VM whose sign-in failed: what may be kept for a look is kept.
+    pub async fn destroy_failed(&self, vm: VmId) -> Result<(), CleanError> {
+        self.remove(vm, true).await
+    }
+
+    async fn remove(&self, vm: VmId, failed: bool) -> Result<(), CleanError> {
         self.store.add_cleanup(vm, self.clock.now_db()).await?;
-        match self.machines.destroy(vm).await {
+        let done = match failed {
+            true => self.machines.destroy_failed(vm).await,
+            false => self.machines.destroy(vm).await,
+        };
+        match done {
             Ok(()) | Err(HostError::NoSuchVm(_)) => {
                 self.egress.forget(vm);
                 self.store.vm_destroyed(vm, self.clock.now_db()).await?;
@@ -65,9 +78,8 @@ impl Cleaner {
         loop {
             let left = self.sweep().await;
             pause = if left { (pause * 2).min(PAUSE_MAX) } else { PAUSE_FIRST };
-            let again = async {
-                if left { tokio::time::sleep(pause).await } else { std::future::pending().await }
-            };
+            let again =
+                async { if left { tokio::time::sleep(pause).await } else { std::future::pending().await } };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.wake.notified() => {}

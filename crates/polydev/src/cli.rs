@@ -2,6 +2,7 @@
 
 mod client;
 mod doctor;
+mod image;
 mod settings;
 mod talk;
 
@@ -37,6 +38,9 @@ enum Command {
     Doctor,
     /// Prints the OpenAPI document.
     Openapi,
+    /// Golden images.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// VMs of a running controller.
     #[command(subcommand)]
     Vm(talk::VmCommand),
@@ -68,6 +72,7 @@ impl Cli {
             Command::Serve => serve::run(self.flags.config()?)?,
             Command::Doctor => doctor::run(&self.flags.config()?)?,
             Command::Open => talk::open(&self.flags.config()?)?,
+            Command::Image(command) => image::run(&self.flags.config()?, command)?,
             Command::Vm(command) => talk::vm(&self.flags.config()?, command)?,
             Command::Cred(command) => talk::cred(&self.flags.config()?, command)?,
             Command::Auth(command) => talk::auth(&self.flags.config()?, command)?,
@@ -94,9 +99,13 @@ pub fn hint(error: &anyhow::Error) -> Option<&'static str> {
         return Some("flags win over POLYDEV_* variables, and those over the file given with --config");
     }
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::NoToken { .. }) => Some("run as the user of `polydev serve`, with the same --data-dir"),
+        Some(ClientError::NoToken { .. }) => {
+            Some("run as the user of `polydev serve`, with the same --data-dir")
+        }
         Some(ClientError::Unreachable { .. }) => Some("start it with `polydev serve`, or give --listen"),
-        Some(ClientError::Answer { code, .. }) if code == "image_missing" => Some("build it with `polydev image build`"),
+        Some(ClientError::Answer { code, .. }) if code == "image_missing" => {
+            Some("build it with `polydev image build`")
+        }
         Some(ClientError::Answer { .. }) => Some("`polydev doctor` says what works on this machine"),
         None => match error.downcast_ref::<serve::ServeError>() {
             Some(error) => error.hint(),

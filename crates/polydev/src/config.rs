@@ -109,7 +109,8 @@ mod tests {
         let config = load(file, &[("POLYDEV_LISTEN", "127.0.0.1:4002")], &[]).unwrap();
         assert_eq!(config.server.listen.port(), 4002);
         assert_eq!(config.vms.slots, 3);
-        let config = load(file, &[("POLYDEV_LISTEN", "127.0.0.1:4002")], &[("listen", "127.0.0.1:4003")]).unwrap();
+        let config =
+            load(file, &[("POLYDEV_LISTEN", "127.0.0.1:4002")], &[("listen", "127.0.0.1:4003")]).unwrap();
         assert_eq!(config.server.listen.port(), 4003);
     }
 

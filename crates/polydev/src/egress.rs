@@ -166,7 +166,9 @@ mod tests {
         let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = service.local_addr().unwrap().port();
         let egress = egress("", EgressPolicy::Direct);
-        for host in ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "0.0.0.0", "169.254.169.254", "10.0.0.1"] {
+        for host in
+            ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "0.0.0.0", "169.254.169.254", "10.0.0.1"]
+        {
             let refused = egress.connect(VM, host, port).await.unwrap_err();
             assert!(matches!(refused, EgressRefused::Policy(_)), "{host}: {refused}");
         }

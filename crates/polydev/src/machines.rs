@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use polydev_core::ids::VmId;
-use polydev_host::{CreateVm, Host, HostError, HostStatus, LogKind, ReclaimReport, SeenVm, Vm};
+use polydev_host::{CreateVm, Host, HostError, HostStatus, LogKind, ReclaimReport, Vm};
 
 /// Runs VMs.
 #[async_trait]
@@ -15,8 +15,8 @@ pub trait Machines: Send + Sync + 'static {
     async fn adopt(&self, id: VmId) -> Result<Vm, HostError>;
     /// See [`Host::destroy`].
     async fn destroy(&self, id: VmId) -> Result<(), HostError>;
-    /// See [`Host::list`].
-    async fn list(&self) -> Result<Vec<SeenVm>, HostError>;
+    /// See [`Host::destroy_failed`].
+    async fn destroy_failed(&self, id: VmId) -> Result<(), HostError>;
     /// See [`Host::reclaim`].
     async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError>;
     /// See [`Host::read_log`].
@@ -38,8 +38,8 @@ impl Machines for Host {
     async fn destroy(&self, id: VmId) -> Result<(), HostError> {
         Host::destroy(self, id).await
     }
-    async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
-        Host::list(self).await
+    async fn destroy_failed(&self, id: VmId) -> Result<(), HostError> {
+        Host::destroy_failed(self, id).await
     }
     async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
         Host::reclaim(self, wanted).await
@@ -82,7 +82,9 @@ impl Unavailable {
     fn error(&self) -> HostError {
         match &self.reason {
             Reason::ImageMissing { dir } => HostError::ImageMissing { dir: dir.clone() },
-            Reason::ImageDamaged { id, what } => HostError::ImageDamaged { id: id.clone(), what: what.clone() },
+            Reason::ImageDamaged { id, what } => {
+                HostError::ImageDamaged { id: id.clone(), what: what.clone() }
+            }
             Reason::DriverUnusable { driver, reason } => {
                 HostError::DriverUnusable { driver: driver.clone(), reason: reason.clone() }
             }
@@ -101,8 +103,8 @@ impl Machines for Unavailable {
     async fn destroy(&self, _: VmId) -> Result<(), HostError> {
         Err(self.error())
     }
-    async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
-        Ok(Vec::new())
+    async fn destroy_failed(&self, _: VmId) -> Result<(), HostError> {
+        Err(self.error())
     }
     async fn reclaim(&self, _: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
         Ok(ReclaimReport::default())

@@ -155,7 +155,11 @@ pub(crate) fn load_providers(config: &Config) -> Result<ProviderSet, ServeError>
             }
         }
         Some(dir) => {
-            let fault = |source| ServeError::Path { what: "read providers in", path: dir.display().to_string(), source };
+            let fault = |source| ServeError::Path {
+                what: "read providers in",
+                path: dir.display().to_string(),
+                source,
+            };
             for entry in std::fs::read_dir(dir).map_err(fault)? {
                 let path = entry.map_err(fault)?.path();
                 if path.extension().is_some_and(|extension| extension == "toml") {
@@ -185,11 +189,14 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let listen = listener.local_addr()?;
     let machines = open_machines(&config, Arc::clone(&egress)).await?;
     let token = token_file(&config);
-    let access = Access::open(&token, listen, config.server.link_ttl, config.server.cookie_ttl)
-        .map_err(|source| ServeError::Path { what: "API token", path: token.display().to_string(), source })?;
+    let access =
+        Access::open(&token, listen, config.server.link_ttl, config.server.cookie_ttl).map_err(|source| {
+            ServeError::Path { what: "API token", path: token.display().to_string(), source }
+        })?;
     let limits = Limits { queue_ms: millis(config.limits.queue_wait), ..Limits::default() };
     let clock = Clock::System;
-    let app = App::new(Parts { config, listen, clock, store, vault, machines, egress, providers, access, limits });
+    let app =
+        App::new(Parts { config, listen, clock, store, vault, machines, egress, providers, access, limits });
     app.recover().await?;
     let (link, _) = app.access.new_link(app.clock.now_ms())?;
     tracing::info!(%listen, driver = app.machines.status().driver, "polydev is listening");
@@ -227,8 +234,12 @@ async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn M
         Ok(host) => {
             let status = host.status();
             if status.shared_kernel {
-                tracing::warn!(driver = status.driver, "guests share this machine's kernel: for demos and tests only");
+                tracing::warn!(
+                    driver = status.driver,
+                    "guests share this machine's kernel: for demos and tests only"
+                );
             }
+            prepare(&host, config);
             Ok(Arc::new(host))
         }
         Err(error) => {
@@ -236,6 +247,17 @@ async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn M
             Ok(Arc::new(Unavailable::because(error, usize::from(config.vms.slots))?))
         }
     }
+}
+
+/// Has the driver make in the background what makes browser VMs start fast; without it they start cold.
+fn prepare(host: &Host, config: &Config) {
+    let (host, size, desktop_px) = (host.clone(), config.vms.browser, config.vms.desktop_px);
+    tokio::spawn(async move {
+        match host.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await {
+            Ok(()) => tracing::info!("browser VMs start fast from now on"),
+            Err(error) => tracing::warn!(%error, "browser VMs start cold"),
+        }
+    });
 }
 
 fn key_source(config: &Config) -> KeySource {
@@ -257,7 +279,8 @@ fn make_private_dir(path: &Path) -> Result<(), ServeError> {
 fn lock(dir: &Path) -> Result<std::fs::File, ServeError> {
     let path = dir.join("lock");
     let fault = |source| ServeError::Path { what: "lock", path: path.display().to_string(), source };
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fault)?;
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fault)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::Busy(dir.display().to_string())),

@@ -19,7 +19,7 @@ use polydev_core::{
 };
 use polydev_host::HostError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
@@ -33,10 +33,10 @@ use crate::{
     workspaces::Workspaces,
 };
 
-use driver::{Driver, Message};
 pub use driver::{Command, CommandRefused};
-pub use shown::{DeviceCode, SessionDto, SessionErrorDto, Shown, StepDto};
+use driver::{Driver, Message};
 use shown::Kept;
+pub use shown::{DeviceCode, SessionDto, SessionErrorDto, Shown, StepDto};
 
 /// Messages that may wait for one session.
 const MAILBOX: usize = 64;
@@ -79,6 +79,7 @@ pub struct Sessions {
     parts: Arc<Parts>,
     registry: Arc<Mutex<Registry>>,
     tasks: TaskTracker,
+    abandoned: CancellationToken,
 }
 
 #[derive(Default)]
@@ -132,7 +133,12 @@ pub struct Started {
 impl Sessions {
     /// No sign-in is under way yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts), registry: Arc::default(), tasks: TaskTracker::new() }
+        Self {
+            parts: Arc::new(parts),
+            registry: Arc::default(),
+            tasks: TaskTracker::new(),
+            abandoned: CancellationToken::new(),
+        }
     }
 
     /// Starts a sign-in, or finds the one that is under way for the user and tool, or that this key started.
@@ -220,11 +226,7 @@ impl Sessions {
             driver.occupy_held_vm();
             let id = record.id;
             self.lock().live.insert(id, live);
-            let registry = Arc::clone(&self.registry);
-            self.tasks.spawn(async move {
-                driver.resume().await;
-                remove(&registry, id);
-            });
+            self.spawn(id, driver.resume());
         }
         Ok(count)
     }
@@ -244,6 +246,13 @@ impl Sessions {
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!("sign-ins are still closing; the next start goes on with that");
         }
+    }
+
+    /// Stops driving all sign-ins at once and tells nobody, as a crash would. For tests of restarts.
+    #[doc(hidden)]
+    pub fn abandon(&self) {
+        self.lock().closing = true;
+        self.abandoned.cancel();
     }
 
     fn enter(
@@ -282,12 +291,19 @@ impl Sessions {
         let (driver, live) = Driver::new(Arc::clone(&self.parts), &record, provider.clone(), kept);
         registry.live.insert(id, live.clone());
         let (told, first) = oneshot::channel();
-        let registry = Arc::clone(&self.registry);
-        self.tasks.spawn(async move {
-            driver.run(ticket, effects, told).await;
-            remove(&registry, id);
-        });
+        self.spawn(id, driver.run(ticket, effects, told));
         Ok(Entered::New { live, first })
+    }
+
+    fn spawn(&self, id: SessionId, driving: impl Future<Output = ()> + Send + 'static) {
+        let (registry, abandoned) = (Arc::clone(&self.registry), self.abandoned.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = driving => {}
+                () = abandoned.cancelled() => {}
+            }
+            registry.lock().unwrap_or_else(PoisonError::into_inner).live.remove(&id);
+        });
     }
 
     fn of_record(&self, record: &SessionRecord) -> Result<Arc<Shown>, StoreError> {
@@ -305,8 +321,4 @@ impl Sessions {
 enum Entered {
     Found(Arc<Shown>),
     New { live: Live, first: oneshot::Receiver<Result<(), StoreError>> },
-}
-
-fn remove(registry: &Mutex<Registry>, id: SessionId) {
-    registry.lock().unwrap_or_else(PoisonError::into_inner).live.remove(&id);
 }

@@ -62,8 +62,7 @@ pub struct Permit {
 impl Slots {
     /// `total` places; at most `queue_max` sign-ins wait for one.
     pub fn new(total: usize, queue_max: usize) -> Self {
-        let shared =
-            Shared { state: Mutex::default(), total, queue_max, changed: watch::Sender::new(()) };
+        let shared = Shared { state: Mutex::default(), total, queue_max, changed: watch::Sender::new(()) };
         Self { shared: Arc::new(shared) }
     }
 

@@ -22,9 +22,9 @@ use polydev_core::ids::{CredentialId, ProviderId, UserId};
 use zeroize::Zeroizing;
 
 pub use bundle::Bundle;
+pub(crate) use master::create_secret;
 pub use master::{KeySource, MasterKeys};
 pub use rotate::reseal_all;
-pub(crate) use master::create_secret;
 
 use cipher::{Key, NONCE_LEN, TAG_LEN};
 use master::{KEY_ID_LEN, KeyId};

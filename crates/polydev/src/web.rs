@@ -38,7 +38,9 @@ pub(crate) async fn serve(method: Method, uri: Uri) -> Response {
     if let Some(file) = Dist::get(name).filter(|_| !name.is_empty()) {
         return answer(name, file);
     }
-    let is_page = PAGES.iter().any(|page| path == *page || (page.len() > 1 && page.ends_with('/') && path.starts_with(page)));
+    let is_page = PAGES
+        .iter()
+        .any(|page| path == *page || (page.len() > 1 && page.ends_with('/') && path.starts_with(page)));
     match Dist::get(INDEX) {
         Some(index) if is_page => answer(INDEX, index),
         Some(_) => Problem::new(Code::NotFound, "there is no such page").into_response(),

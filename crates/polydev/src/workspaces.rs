@@ -124,7 +124,11 @@ impl Workspaces {
     }
 
     /// Runs the tool's own check in the user's CLI VM. The inner result is its verdict, in words if it is bad.
-    pub async fn verify(&self, user: &UserId, provider: &Provider) -> Result<Result<(), String>, WorkspaceError> {
+    pub async fn verify(
+        &self,
+        user: &UserId,
+        provider: &Provider,
+    ) -> Result<Result<(), String>, WorkspaceError> {
         let vm = self.ensure(user).await?;
         let wrong = |op| WorkspaceError::Agent(AgentError::Protocol { op });
         let verdict = match provider.check(&self.parts.places) {

@@ -69,9 +69,15 @@ impl Access {
         if token.len() < TOKEN_LEN {
             return Err(std::io::Error::other(format!("{} holds no API token", token_file.display())));
         }
-        let cookie_key = Sha256::new().chain_update(b"polydev page cookie\0").chain_update(token.as_bytes()).finalize();
+        let cookie_key =
+            Sha256::new().chain_update(b"polydev page cookie\0").chain_update(token.as_bytes()).finalize();
         let port = listen.port();
-        let own = [listen.to_string(), format!("127.0.0.1:{port}"), format!("localhost:{port}"), format!("[::1]:{port}")];
+        let own = [
+            listen.to_string(),
+            format!("127.0.0.1:{port}"),
+            format!("localhost:{port}"),
+            format!("[::1]:{port}"),
+        ];
         Ok(Self {
             token,
             cookie_key: Zeroizing::new(cookie_key.into()),
@@ -129,7 +135,8 @@ impl Access {
             return (scheme.eq_ignore_ascii_case("bearer") && same).then_some(Caller::Token);
         }
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let mut pairs =
+            cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, cookie) = pairs.find(|(name, _)| *name == self.cookie_name)?;
         let (body, mac) = cookie.rsplit_once('.')?;
         if !bool::from(self.mac(body).as_bytes().ct_eq(mac.as_bytes())) {
@@ -141,7 +148,8 @@ impl Access {
     }
 
     fn mac(&self, body: &str) -> String {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&*self.cookie_key).expect("HMAC takes keys of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&*self.cookie_key).expect("HMAC takes keys of any length");
         mac.update(body.as_bytes());
         URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes())
     }
@@ -192,7 +200,9 @@ fn judge(app: &App, request: &Request) -> Result<Option<Caller>, Problem> {
     }
     match &caller {
         None => Err(Problem::new(Code::Unauthorized, "run `polydev open` for a fresh link")),
-        Some(Caller::Page(_)) if guard::needs_origin(request) && !request.headers().contains_key(header::ORIGIN) => {
+        Some(Caller::Page(_))
+            if guard::needs_origin(request) && !request.headers().contains_key(header::ORIGIN) =>
+        {
             Err(Problem::new(Code::BadOrigin, "a page has to say where it comes from"))
         }
         Some(Caller::Page(_) | Caller::Token) => Ok(caller),
@@ -221,7 +231,8 @@ mod tests {
 
     fn access(dir: &Path) -> Access {
         let listen = "127.0.0.1:4000".parse().unwrap();
-        Access::open(&dir.join("api-token"), listen, Duration::from_secs(900), Duration::from_secs(3600)).unwrap()
+        Access::open(&dir.join("api-token"), listen, Duration::from_secs(900), Duration::from_secs(3600))
+            .unwrap()
     }
 
     fn with_cookie(set_cookie: &str) -> HeaderMap {
@@ -250,7 +261,8 @@ mod tests {
         let restarted = access(dir.path());
         assert!(matches!(restarted.identify(&cookie, HOUR_MS - 1), Some(Caller::Page(_))));
         assert_eq!(restarted.identify(&cookie, HOUR_MS), None);
-        let text = cookie[header::COOKIE].to_str().unwrap().replace("polydev-4000=3600.", "polydev-4000=9999.");
+        let text =
+            cookie[header::COOKIE].to_str().unwrap().replace("polydev-4000=3600.", "polydev-4000=9999.");
         let longer = HeaderMap::from_iter([(header::COOKIE, text.parse().unwrap())]);
         assert_eq!(restarted.identify(&longer, 0), None);
     }

@@ -87,9 +87,11 @@ pub(super) async fn start(
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get(KEY_HEADER) else { return Ok(None) };
-    let good = |key: &&str| !key.is_empty() && key.len() <= KEY_MAX && key.bytes().all(|b| b.is_ascii_graphic());
+    let good =
+        |key: &&str| !key.is_empty() && key.len() <= KEY_MAX && key.bytes().all(|b| b.is_ascii_graphic());
     let key = value.to_str().ok().filter(good);
-    let wrong = || Problem::new(Code::InvalidRequest, "an Idempotency-Key is 1 to 128 visible ASCII characters");
+    let wrong =
+        || Problem::new(Code::InvalidRequest, "an Idempotency-Key is 1 to 128 visible ASCII characters");
     key.map(|key| Some(key.to_owned())).ok_or_else(wrong)
 }
 

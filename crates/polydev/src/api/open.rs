@@ -53,7 +53,8 @@ pub(super) async fn open(
     Body(request): Body<OpenRequest>,
 ) -> Result<Response, Problem> {
     let cookie = app.access.redeem(&request.token, app.clock.now_ms()).map_err(no_random)?;
-    let cookie = cookie.ok_or_else(|| Problem::new(Code::LinkInvalid, "run `polydev open` for a fresh link"))?;
+    let cookie =
+        cookie.ok_or_else(|| Problem::new(Code::LinkInvalid, "run `polydev open` for a fresh link"))?;
     let cookie = HeaderValue::from_str(&cookie).expect("a cookie of ours is plain ASCII");
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Json(Opened { success: true })).into_response())
 }

@@ -11,11 +11,7 @@ use polydev_host::{AgentError, HostError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{
-    slots::SlotsExhausted,
-    store::StoreError,
-    workspaces::WorkspaceError,
-};
+use crate::{slots::SlotsExhausted, store::StoreError, workspaces::WorkspaceError};
 
 /// Media type of RFC 9457.
 const MEDIA_TYPE: &str = "application/problem+json";
@@ -266,7 +262,9 @@ impl From<AgentError> for Problem {
                 ErrorCode::NoSpace => Code::NoSpace,
                 ErrorCode::VersionMismatch | ErrorCode::Os | ErrorCode::TimedOut => Code::VmUnavailable,
             },
-            AgentError::Closed | AgentError::TimedOut { .. } | AgentError::Protocol { .. } => Code::VmUnavailable,
+            AgentError::Closed | AgentError::TimedOut { .. } | AgentError::Protocol { .. } => {
+                Code::VmUnavailable
+            }
         };
         Self::new(code, error.to_string())
     }
@@ -300,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_detail_never_carries_a_code_of_a_sign_in() {
-        let problem = Problem::new(Code::InputRefused, "http://localhost:1455/auth/callback?code=FAKEcode123&state=x");
+        let problem =
+            Problem::new(Code::InputRefused, "http://localhost:1455/auth/callback?code=FAKEcode123&state=x");
         assert!(!problem.detail.contains("FAKEcode123"), "{}", problem.detail);
     }
 }

@@ -53,7 +53,8 @@ pub(super) async fn events(
             watch::channel(shown).1
         }
     };
-    let follower = Follower { watch, told: known, base_url: app.access.base_url(), stop: app.stop.clone(), last: false };
+    let follower =
+        Follower { watch, told: known, base_url: app.access.base_url(), stop: app.stop.clone(), last: false };
     let events = stream::unfold(follower, |mut follower| async move {
         let event = follower.next().await?;
         Some((Ok::<_, Infallible>(event), follower))

@@ -68,7 +68,10 @@ pub(super) async fn session(
     get, path = "/api/auth/session/{id}/novnc", tag = "sign-in", params(("id" = String, Path)),
     responses((status = 200, body = Novnc), (status = 409, body = Problem, content_type = "application/problem+json"))
 )]
-pub(super) async fn novnc(State(app): State<Arc<App>>, Id(id): Id<SessionId>) -> Result<Json<Novnc>, Problem> {
+pub(super) async fn novnc(
+    State(app): State<Arc<App>>,
+    Id(id): Id<SessionId>,
+) -> Result<Json<Novnc>, Problem> {
     let shown = find(&app, id).await?;
     if shown.vm.is_none() {
         return Err(Problem::new(Code::Conflict, "there is no live browser now"));
@@ -88,7 +91,8 @@ pub(super) async fn oauth_url(
     Id(id): Id<SessionId>,
 ) -> Result<Json<OauthUrl>, Problem> {
     let shown = find(&app, id).await?;
-    let url = shown.sign_in_url().ok_or_else(|| Problem::new(Code::Conflict, "no sign-in address is known now"))?;
+    let url =
+        shown.sign_in_url().ok_or_else(|| Problem::new(Code::Conflict, "no sign-in address is known now"))?;
     Ok(Json(OauthUrl { success: true, oauth_url: url.to_owned() }))
 }
 
@@ -97,7 +101,10 @@ pub(super) async fn oauth_url(
     get, path = "/api/auth/session/{id}/receipt", tag = "sign-in", params(("id" = String, Path)),
     responses((status = 200, body = Receipt), (status = 409, body = Problem, content_type = "application/problem+json"))
 )]
-pub(super) async fn receipt(State(app): State<Arc<App>>, Id(id): Id<SessionId>) -> Result<Json<Receipt>, Problem> {
+pub(super) async fn receipt(
+    State(app): State<Arc<App>>,
+    Id(id): Id<SessionId>,
+) -> Result<Json<Receipt>, Problem> {
     let shown = find(&app, id).await?;
     if !shown.is_final() {
         return Err(Problem::new(Code::Conflict, "the sign-in has not ended"));

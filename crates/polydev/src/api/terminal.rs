@@ -93,7 +93,8 @@ pub(super) async fn terminal(
     let vm = app.workspaces.running(&record.user).await.filter(|vm| vm.id == id);
     let vm = vm.ok_or_else(|| Problem::new(Code::Conflict, "the CLI VM is not running"))?;
     let count = app.socket_on(id);
-    let count = count.ok_or_else(|| Problem::new(Code::TooManyConnections, "close one of the other terminals"))?;
+    let count =
+        count.ok_or_else(|| Problem::new(Code::TooManyConnections, "close one of the other terminals"))?;
     let stop = app.stop.clone();
     Ok(upgrade.max_message_size(CLIENT_MESSAGE_MAX).on_upgrade(async move |socket| {
         tokio::select! {

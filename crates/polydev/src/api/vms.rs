@@ -114,7 +114,10 @@ pub(super) async fn get(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result
     delete, path = "/api/vms/{id}", tag = "vms", params(("id" = String, Path)),
     responses((status = 200, body = VmDestroyed), (status = 409, body = Problem, content_type = "application/problem+json"))
 )]
-pub(super) async fn destroy(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result<Json<VmDestroyed>, Problem> {
+pub(super) async fn destroy(
+    State(app): State<Arc<App>>,
+    Id(id): Id<VmId>,
+) -> Result<Json<VmDestroyed>, Problem> {
     let record = find(&app, id).await?;
     match (record.role, record.session) {
         (VmRole::Cli, _) => app.workspaces.destroy(&record.user, id).await?,
@@ -149,7 +152,9 @@ pub(super) async fn log(
     find(&app, id).await?;
     let text = match app.machines.read_log(id, kind, LOG_BYTES_MAX).await {
         Ok(text) => text,
-        Err(HostError::NoSuchVm(_)) => return Err(Problem::new(Code::NotFound, "this log is not kept any more")),
+        Err(HostError::NoSuchVm(_)) => {
+            return Err(Problem::new(Code::NotFound, "this log is not kept any more"));
+        }
         Err(error) => return Err(error.into()),
     };
     let text = polydev_core::scrub::scrub(&text);

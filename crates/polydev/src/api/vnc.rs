@@ -63,7 +63,8 @@ pub(super) async fn vnc(
     let upgrade = upgrade?;
     let vm = shown.vm.clone().ok_or_else(|| Problem::new(Code::Conflict, "there is no live browser now"))?;
     let count = app.socket_on(vm.id);
-    let count = count.ok_or_else(|| Problem::new(Code::TooManyConnections, "close one of the other pages"))?;
+    let count =
+        count.ok_or_else(|| Problem::new(Code::TooManyConnections, "close one of the other pages"))?;
     let bridge = Bridge { agent: vm.agent, sessions: app.sessions.clone(), id, _count: count };
     let stop = app.stop.clone();
     let upgrade = upgrade.protocols(["binary"]).max_message_size(CLIENT_MESSAGE_MAX);

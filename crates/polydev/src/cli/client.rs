@@ -52,7 +52,8 @@ impl Client {
         let path = token_file(config);
         let token = std::fs::read_to_string(&path)
             .map_err(|source| ClientError::NoToken { path: path.display().to_string(), source })?;
-        let settings = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT)).proxy(None);
+        let settings =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT)).proxy(None);
         Ok(Self {
             agent: settings.build().into(),
             base_url: format!("http://{}", config.server.listen),
@@ -86,7 +87,10 @@ impl Client {
         self.json(request.call())
     }
 
-    fn json(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, ClientError> {
+    fn json(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Value, ClientError> {
         let mut answer = answer.map_err(|error| self.unreachable(&error))?;
         let text = answer.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
         if !answer.status().is_success() {

@@ -1,8 +1,8 @@
 //! What works on this machine and what does not.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use polydev_host::{Host, NoEgress};
+use polydev_host::Host;
 
 use crate::{config::Config, serve};
 
@@ -19,23 +19,30 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
         line(path.is_file(), what, path.display().to_string());
     }
     match free_mib(&config.paths.data_dir) {
-        Some(mib) => line(mib > 1024, "space", format!("{mib} MiB free for {}", config.paths.data_dir.display())),
+        Some(mib) => {
+            line(mib > 1024, "space", format!("{mib} MiB free for {}", config.paths.data_dir.display()))
+        }
         None => line(false, "space", format!("{} cannot be looked at", config.paths.data_dir.display())),
     }
     match serve::load_providers(config) {
-        Ok(providers) => line(true, "providers", providers.iter().map(|p| p.id().as_str()).collect::<Vec<_>>().join(" ")),
+        Ok(providers) => {
+            line(true, "providers", providers.iter().map(|p| p.id().as_str()).collect::<Vec<_>>().join(" "))
+        }
         Err(error) => line(false, "providers", error.to_string()),
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(Host::open(serve::host_config(config), Arc::new(NoEgress))) {
-        Ok(host) => {
-            let status = host.status();
-            line(true, "image", status.image);
-            let note = if status.shared_kernel { ": guests SHARE this machine's kernel, for demos and tests only" } else { "" };
-            line(true, "driver", format!("{}{note}", status.driver));
-        }
-        Err(error) => line(false, "host", error.to_string()),
+    let (machine, image) =
+        (serve::host_config(config), polydev_host::image::open_current(&config.paths.image_dir));
+    match image {
+        Ok(image) => line(true, "image", image.id().to_owned()),
+        Err(error) => line(false, "image", error.to_string()),
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let probes = runtime.block_on(Host::probe(&machine));
+    let any = probes.iter().any(|probe| probe.usable);
+    for probe in &probes {
+        println!("{}\tdriver {}\t{}", if probe.usable { "ok" } else { "no" }, probe.driver, probe.found);
+    }
+    line(any, "drivers", if any { "at least one works".into() } else { "none works".into() });
     anyhow::ensure!(faults == 0, "{faults} check(s) found a fault");
     Ok(())
 }

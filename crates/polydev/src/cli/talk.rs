@@ -73,7 +73,9 @@ pub(super) fn open(config: &Config) -> Result<(), ClientError> {
 pub(super) fn vm(config: &Config, command: VmCommand) -> Result<(), ClientError> {
     let client = Client::new(config)?;
     match command {
-        VmCommand::List => table(&client.get("/api/vms")?["vms"], &["id", "kind", "state", "userId", "createdAt"]),
+        VmCommand::List => {
+            table(&client.get("/api/vms")?["vms"], &["id", "kind", "state", "userId", "createdAt"])
+        }
         VmCommand::Destroy { id } => {
             client.delete(&format!("/api/vms/{id}"))?;
             eprintln!("VM {id} is being removed");

@@ -47,7 +47,9 @@ pub(super) fn setting_named(name: &str) -> Option<&'static str> {
 pub(super) fn read(text: &str, origin: &str, settings: &mut Settings) {
     let tables: toml::Table = match text.parse() {
         Ok(tables) => tables,
-        Err(error) => return settings.fault(origin.to_owned(), error.to_string().trim().replace('\n', " | ")),
+        Err(error) => {
+            return settings.fault(origin.to_owned(), error.to_string().trim().replace('\n', " | "));
+        }
     };
     for (table, content) in &tables {
         let toml::Value::Table(content) = content else {
@@ -71,6 +73,8 @@ fn scalar(value: &toml::Value) -> Option<String> {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),
         toml::Value::Boolean(fact) => Some(fact.to_string()),
-        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => None,
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
+            None
+        }
     }
 }

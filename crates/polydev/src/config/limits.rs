@@ -36,7 +36,9 @@ impl LimitsConfig {
             requests_max: settings.get("rate_limit_requests", REQUESTS_MAX),
             window: Duration::from_millis(settings.get("rate_limit_window_ms", WINDOW_MS)),
             polling_max: settings.get("rate_limit_polling_requests", POLLING_MAX),
-            polling_window: Duration::from_millis(settings.get("rate_limit_polling_window_ms", POLLING_WINDOW_MS)),
+            polling_window: Duration::from_millis(
+                settings.get("rate_limit_polling_window_ms", POLLING_WINDOW_MS),
+            ),
             queue_max: settings.get("queue_max", 0),
             queue_wait: Duration::from_secs(settings.get("queue_wait_s", QUEUE_WAIT_S)),
             websockets_per_vm: settings.get("websockets_per_vm", WEBSOCKETS_PER_VM),

@@ -43,7 +43,8 @@ impl PathsConfig {
             passphrase_file: settings.optional("passphrase_file"),
         };
         if paths.master_key_file.is_some() && paths.passphrase_file.is_some() {
-            settings.reject("passphrase_file", "give either a master key file or a passphrase file, not both");
+            settings
+                .reject("passphrase_file", "give either a master key file or a passphrase file, not both");
         }
         paths
     }

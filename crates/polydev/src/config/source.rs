@@ -18,8 +18,21 @@ const ORIGIN_VARIABLES: [(&str, &str); 7] = [
 /// Prefix of polydev's own variables.
 const PREFIX: &str = "POLYDEV_";
 
-/// `POLYDEV_*` variables that are no settings: the configuration file's path and the logger's.
-const NOT_SETTINGS: [&str; 4] = ["POLYDEV_CONFIG", "POLYDEV_LOG", "POLYDEV_LOG_FORMAT", "POLYDEV_URL"];
+/// `POLYDEV_*` variables that are no settings: those of the logger, and those of the tools that start the controller.
+const NOT_SETTINGS: [&str; 10] = [
+    "POLYDEV_CONFIG",
+    "POLYDEV_LOG",
+    "POLYDEV_LOG_FORMAT",
+    "POLYDEV_CACHE_DIR",
+    "POLYDEV_GUEST_DIR",
+    "POLYDEV_INSTANCE",
+    "POLYDEV_STATE_DIR",
+    "POLYDEV_TEST_RUN",
+    "POLYDEV_VERBOSE",
+    "POLYDEV_VM",
+];
+/// The end-to-end tests' variables begin like this.
+const E2E_PREFIX: &str = "POLYDEV_E2E";
 
 /// Raw texts by setting name, the latest source winning.
 #[derive(Debug, Default)]
@@ -48,7 +61,9 @@ impl Settings {
     pub fn add_environment(&mut self, env: impl IntoIterator<Item = (OsString, OsString)>) {
         for (name, value) in env {
             let Some(name) = name.to_str() else { continue };
-            let own = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name));
+            let own = name
+                .strip_prefix(PREFIX)
+                .filter(|_| !NOT_SETTINGS.contains(&name) && !name.starts_with(E2E_PREFIX));
             let origin_setting = ORIGIN_VARIABLES.iter().find(|(variable, _)| *variable == name);
             let setting = match (own, origin_setting) {
                 (Some(own), _) => match file::setting_named(&own.to_ascii_lowercase()) {
@@ -101,7 +116,8 @@ impl Settings {
 
     /// Records that `setting` has a value that does not fit.
     pub fn reject(&mut self, setting: &'static str, what: impl Into<String>) {
-        let origin = self.given.get(setting).map_or_else(|| "default".to_owned(), |given| given.origin.clone());
+        let origin =
+            self.given.get(setting).map_or_else(|| "default".to_owned(), |given| given.origin.clone());
         self.fault(origin, format!("{setting}: {}", what.into()));
     }
 

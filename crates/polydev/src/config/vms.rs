@@ -69,7 +69,8 @@ impl VmsConfig {
         if Slot::new(slots).is_none() {
             settings.reject("slots", format!("must be 1 to {}", Slot::MAX));
         }
-        let browser = size(settings, ["browser_vm_vcpus", "browser_vm_memory_mib"], BROWSER, BROWSER_MEMORY_FLOOR_MIB);
+        let browser =
+            size(settings, ["browser_vm_vcpus", "browser_vm_memory_mib"], BROWSER, BROWSER_MEMORY_FLOOR_MIB);
         let cli = size(settings, ["cli_vm_vcpus", "cli_vm_memory_mib"], CLI, CLI_MEMORY_FLOOR_MIB);
         let desktop_px =
             (settings.get("desktop_width", DESKTOP_SIZE.0), settings.get("desktop_height", DESKTOP_SIZE.1));

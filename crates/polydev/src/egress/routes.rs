@@ -112,7 +112,10 @@ mod tests {
     fn routes_out_of_the_machine_and_unknown_keys_are_refused() {
         let out = Routes::parse("[[route]]\nhost='a.test'\nport=443\nto='192.0.2.1:443'\n");
         assert!(matches!(out, Err(RouteError::NotLoopback { .. })));
-        assert!(matches!(Routes::parse("[[route]]\nhost='a/b'\nport=1\nto='127.0.0.1:1'\n"), Err(RouteError::Host { .. })));
+        assert!(matches!(
+            Routes::parse("[[route]]\nhost='a/b'\nport=1\nto='127.0.0.1:1'\n"),
+            Err(RouteError::Host { .. })
+        ));
         assert!(Routes::parse("[[rout]]\nhost='a.test'\n").is_err());
     }
 }

@@ -97,12 +97,18 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(parts: Arc<Parts>, record: &SessionRecord, provider: Provider, kept: Kept) -> (Self, Live) {
+    pub(super) fn new(
+        parts: Arc<Parts>,
+        record: &SessionRecord,
+        provider: Provider,
+        kept: Kept,
+    ) -> (Self, Live) {
         let now = Shown::new(record, kept);
         let (show, shown) = watch::channel(Arc::new(now.clone()));
         let (report, mailbox) = mpsc::channel(MAILBOX);
         let live = Live { mailbox: report.clone(), shown };
-        let rules = UrlRules::new(&provider.definition().url).expect("definitions are checked when they are loaded");
+        let rules =
+            UrlRules::new(&provider.definition().url).expect("definitions are checked when they are loaded");
         let driver = Self {
             parts,
             record: record.clone(),
@@ -394,7 +400,8 @@ impl Driver {
     fn seal(&mut self) {
         let Some(files) = self.fetched.take() else {
             let detail = "the files are no longer there".to_owned();
-            return self.later(async { Message::Happened(Event::SealFailed { cause: SealFailure::Other, detail }) });
+            return self
+                .later(async { Message::Happened(Event::SealFailed { cause: SealFailure::Other, detail }) });
         };
         let parts = Arc::clone(&self.parts);
         let (user, provider) = (self.now.user.clone(), self.now.provider.clone());
@@ -441,7 +448,9 @@ impl Driver {
             } else if self.machine().state() == State::Cancelled {
                 Ok(())
             } else {
-                Err(CommandRefused::State("it is too late to cancel: the sign-in is being stored or has ended"))
+                Err(CommandRefused::State(
+                    "it is too late to cancel: the sign-in is being stored or has ended",
+                ))
             };
             let _ = reply.send(answer);
             return;

@@ -45,7 +45,9 @@ pub(super) enum CreateError {
 impl CreateError {
     pub(super) fn cause(&self) -> VmFailure {
         match self {
-            Self::Store(StoreError::NoSpace { .. }) | Self::Host(HostError::NoSpace { .. }) => VmFailure::NoSpace,
+            Self::Store(StoreError::NoSpace { .. }) | Self::Host(HostError::NoSpace { .. }) => {
+                VmFailure::NoSpace
+            }
             Self::Host(HostError::NoSlot { .. }) => VmFailure::NoSlot,
             Self::Host(HostError::ImageMissing { .. }) => VmFailure::ImageMissing,
             Self::Host(HostError::ImageDamaged { .. }) => VmFailure::ImageDamaged,
@@ -103,12 +105,16 @@ pub(super) async fn release(
     if failed && let Err(error) = parts.store.vm_failed(vm).await {
         tracing::error!(vm.id = %vm, %error, "failed VM could not be noted");
     }
-    let mut done = parts.cleaner.destroy(vm).await;
+    let remove = async || match failed {
+        true => parts.cleaner.destroy_failed(vm).await,
+        false => parts.cleaner.destroy(vm).await,
+    };
+    let mut done = remove().await;
     if !created_before && let Some(mut ended) = creating {
         if timeout(OVERTAKEN_LIMIT, ended.wait_for(|ended| *ended)).await.is_err() {
             return Gone::NotYet;
         }
-        done = parts.cleaner.destroy(vm).await;
+        done = remove().await;
     }
     match done {
         Ok(()) => Gone::Yes,

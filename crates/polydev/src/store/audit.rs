@@ -29,26 +29,29 @@ impl Store {
         subject: Option<&str>,
         detail: Option<&str>,
     ) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO audit_log (at_unix_ms, action, user_id, subject, detail) VALUES (?, ?, ?, ?, ?)")
-            .bind(now_unix_ms)
-            .bind(action)
-            .bind(user)
-            .bind(subject)
-            .bind(detail)
-            .execute(&self.pool)
-            .await
-            .map_err(StoreError::of("add audit entry"))?;
+        sqlx::query(
+            "INSERT INTO audit_log (at_unix_ms, action, user_id, subject, detail) VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(now_unix_ms)
+        .bind(action)
+        .bind(user)
+        .bind(subject)
+        .bind(detail)
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::of("add audit entry"))?;
         Ok(())
     }
 
     /// The newest lines, newest first.
     pub async fn audit_entries(&self, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
-        let rows =
-            sqlx::query("SELECT at_unix_ms, action, user_id, subject, detail FROM audit_log ORDER BY id DESC LIMIT ?")
-                .bind(limit)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(StoreError::of("read audit log"))?;
+        let rows = sqlx::query(
+            "SELECT at_unix_ms, action, user_id, subject, detail FROM audit_log ORDER BY id DESC LIMIT ?",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::of("read audit log"))?;
         let entries = rows.into_iter().map(|row| AuditEntry {
             at_unix_ms: row.get(0),
             action: row.get(1),

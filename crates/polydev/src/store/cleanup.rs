@@ -51,10 +51,11 @@ impl Store {
 
     /// All that is still to be done, oldest first.
     pub async fn cleanup_tasks(&self) -> Result<Vec<CleanupTask>, StoreError> {
-        let rows = sqlx::query("SELECT vm_id, attempts, last_error FROM vm_cleanup_tasks ORDER BY created_unix_ms")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(StoreError::of("read clean-up tasks"))?;
+        let rows =
+            sqlx::query("SELECT vm_id, attempts, last_error FROM vm_cleanup_tasks ORDER BY created_unix_ms")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(StoreError::of("read clean-up tasks"))?;
         rows.into_iter()
             .map(|row| {
                 Ok(CleanupTask {

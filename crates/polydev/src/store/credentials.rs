@@ -62,7 +62,12 @@ impl Store {
     }
 
     /// Replaces the sealed bytes of exactly this version (the master key was changed). `false` when it moved on.
-    pub async fn reseal_credential(&self, id: CredentialId, version: u32, sealed: &[u8]) -> Result<bool, StoreError> {
+    pub async fn reseal_credential(
+        &self,
+        id: CredentialId,
+        version: u32,
+        sealed: &[u8],
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query("UPDATE credentials SET sealed = ? WHERE id = ? AND version = ?")
             .bind(sealed)
             .bind(id.to_string())
@@ -79,8 +84,9 @@ impl Store {
         user: &UserId,
         provider: &ProviderId,
     ) -> Result<Option<SealedCredential>, StoreError> {
-        let sql =
-            sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM credentials WHERE user_id = ? AND provider = ?"));
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM credentials WHERE user_id = ? AND provider = ?"
+        ));
         let row = sqlx::query(sql)
             .bind(user.as_str())
             .bind(provider.as_str())

@@ -103,7 +103,8 @@ impl Store {
     /// Sessions that have not ended.
     pub async fn open_sessions(&self) -> Result<Vec<SessionRecord>, StoreError> {
         let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM auth_sessions WHERE final = 0"));
-        let rows = sqlx::query(sql).fetch_all(&self.pool).await.map_err(StoreError::of("list open sessions"))?;
+        let rows =
+            sqlx::query(sql).fetch_all(&self.pool).await.map_err(StoreError::of("list open sessions"))?;
         rows.iter().map(record).collect()
     }
 }

@@ -114,12 +114,14 @@ impl Store {
 
     /// The VM is gone.
     pub async fn vm_destroyed(&self, id: VmId, now_unix_ms: i64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE vms SET state = 'destroyed', destroyed_unix_ms = ? WHERE id = ? AND state <> 'destroyed'")
-            .bind(now_unix_ms)
-            .bind(id.to_string())
-            .execute(&self.pool)
-            .await
-            .map_err(StoreError::of("note destroyed VM"))?;
+        sqlx::query(
+            "UPDATE vms SET state = 'destroyed', destroyed_unix_ms = ? WHERE id = ? AND state <> 'destroyed'",
+        )
+        .bind(now_unix_ms)
+        .bind(id.to_string())
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::of("note destroyed VM"))?;
         Ok(())
     }
 

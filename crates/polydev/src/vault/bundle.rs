@@ -16,7 +16,8 @@ pub struct Bundle {
 impl Bundle {
     pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
         // Room for everything at once: a buffer that grows leaves copies behind.
-        let room: usize = self.files.iter().map(|file| file.path.len() * 6 + file.data.0.len() * 2 + 64).sum();
+        let room: usize =
+            self.files.iter().map(|file| file.path.len() * 6 + file.data.0.len() * 2 + 64).sum();
         let mut out = Zeroizing::new(Vec::with_capacity(room + 64));
         serde_json::to_writer(&mut *out, self).expect("texts and bytes are JSON");
         out

@@ -61,7 +61,8 @@ pub(super) struct MasterKey {
 
 impl MasterKey {
     fn new(key: Key) -> Self {
-        let digest = Sha256::new().chain_update(b"polydev master key id\0").chain_update(key.bytes()).finalize();
+        let digest =
+            Sha256::new().chain_update(b"polydev master key id\0").chain_update(key.bytes()).finalize();
         let id = KeyId(digest[..KEY_ID_LEN].try_into().expect("a digest is longer than an id"));
         Self { key, id }
     }
@@ -113,7 +114,8 @@ impl MasterKeys {
 
     /// Exactly these keys, for tests and tools.
     pub fn from_bytes(current: [u8; KEY_LEN], previous: &[[u8; KEY_LEN]]) -> Self {
-        let key = |bytes: &[u8; KEY_LEN]| MasterKey::new(Key::from_slice(bytes).expect("has the right length"));
+        let key =
+            |bytes: &[u8; KEY_LEN]| MasterKey::new(Key::from_slice(bytes).expect("has the right length"));
         Self { current: key(&current), previous: previous.iter().map(key).collect() }
     }
 
@@ -130,7 +132,10 @@ impl MasterKeys {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, VaultError> {
-        let wrong = || VaultError::Key { path: path.display().to_string(), what: "is not 64 hex digits per line".into() };
+        let wrong = || VaultError::Key {
+            path: path.display().to_string(),
+            what: "is not 64 hex digits per line".into(),
+        };
         let mut keys = Vec::new();
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let bytes = unhex(line).ok_or_else(wrong)?;

@@ -21,7 +21,13 @@ fn name() -> RecordName {
 }
 
 fn bundle(data: &[u8]) -> Bundle {
-    Bundle { files: vec![FileRead { path: ".codex/auth.json".into(), mode: 0o600, data: FileBytes::new(data.to_vec()) }] }
+    Bundle {
+        files: vec![FileRead {
+            path: ".codex/auth.json".into(),
+            mode: 0o600,
+            data: FileBytes::new(data.to_vec()),
+        }],
+    }
 }
 
 #[test]
@@ -116,7 +122,8 @@ fn a_passphrase_gives_the_same_key_with_its_salt_and_another_without() {
     let first = load("salt");
     assert_eq!(first.current().id(), load("salt").current().id());
     assert_ne!(first.current().id(), load("other-salt").current().id());
-    std::fs::write(dir.path().join("salt"), "pbkdf2-hmac-sha256 1000 00112233445566778899aabbccddeeff\n").unwrap();
+    std::fs::write(dir.path().join("salt"), "pbkdf2-hmac-sha256 1000 00112233445566778899aabbccddeeff\n")
+        .unwrap();
     let weak = MasterKeys::load(&KeySource::Passphrase { file, salt: dir.path().join("salt") });
     assert!(weak.is_err(), "too few iterations are accepted");
 }

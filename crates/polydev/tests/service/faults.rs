@@ -1,0 +1,99 @@
+use polydev_core::wire::{AgentEvent, LoginEnd, Request};
+
+use crate::app::TestApp;
+
+async fn no_vm_is_left(app: &TestApp) {
+    assert!(app.vms().await.is_empty());
+    assert_eq!(app.app.slots.count().0, 0);
+}
+
+#[tokio::test]
+async fn a_vm_that_dies_at_its_start_ends_the_sign_in_and_keeps_its_log() {
+    let app = TestApp::start().await;
+    app.driver.fail_next_start("kernel panic: FAKE");
+    let id = app.begin("alice").await;
+    let session = app.closed(id).await;
+    assert_eq!(
+        (session["state"].as_str(), session["error"]["code"].as_str()),
+        (Some("failed"), Some("vm_start_failed"))
+    );
+    let vm = session["browserVmId"].as_str().unwrap();
+    let log = app.call("GET", &format!("/api/vms/{vm}/logs/console"), None).await;
+    assert!(log.text.contains("kernel panic"), "{}", log.text);
+    no_vm_is_left(&app).await;
+}
+
+#[tokio::test]
+async fn a_tool_that_ends_early_is_told_from_one_that_refuses() {
+    let app = TestApp::start().await;
+    let early = app.begin("alice").await;
+    let (vm, _) = app.asked(early, |ask| matches!(ask, Request::StartLogin(_))).await;
+    let end = LoginEnd::Failed { exit_code: Some(3), reason: "no network".to_owned() };
+    app.driver.emit(vm, AgentEvent::LoginEnded { end, output_tail: String::new() });
+    assert_eq!(app.closed(early).await["error"]["code"], "cli_exited_early");
+    let late = app.begin("alice").await;
+    let (vm, _) = app.to_the_person(late).await;
+    let end = LoginEnd::Failed { exit_code: Some(1), reason: "access denied".to_owned() };
+    app.driver.emit(vm, AgentEvent::LoginEnded { end, output_tail: String::new() });
+    assert_eq!(app.closed(late).await["error"]["code"], "login_failed");
+    no_vm_is_left(&app).await;
+}
+
+#[tokio::test]
+async fn a_tool_that_never_gives_an_address_and_a_person_who_never_comes_end_the_sign_in() {
+    let app = TestApp::builder().limits(|limits| limits.url_ms = 50).start().await;
+    let id = app.begin("alice").await;
+    assert_eq!(app.closed(id).await["error"]["code"], "url_timeout");
+    no_vm_is_left(&app).await;
+    let app = TestApp::builder().limits(|limits| limits.user_ms = 50).start().await;
+    let id = app.begin("alice").await;
+    app.to_the_person_or_later(id).await;
+    let session = app.closed(id).await;
+    assert_eq!(
+        (session["state"].as_str(), session["error"]["code"].as_str()),
+        (Some("expired"), Some("user_timeout"))
+    );
+    no_vm_is_left(&app).await;
+}
+
+#[tokio::test]
+async fn a_truncated_or_incomplete_credential_file_is_refused() {
+    for file in ["{\"token\":\"FAK", "{}", "{\"token\":\"\"}", "{\"token\":null}"] {
+        let app = TestApp::start().await;
+        let id = app.begin("alice").await;
+        let (vm, agent) = app.to_the_person(id).await;
+        app.finish_login(vm, &agent, file).await;
+        let session = app.closed(id).await;
+        assert_eq!(session["error"]["code"], "credential_incomplete", "{file}: {session:#}");
+        let stored = app.call("GET", "/api/credentials", None).await.json();
+        assert_eq!(stored["credentials"].as_array().unwrap().len(), 0);
+        no_vm_is_left(&app).await;
+    }
+}
+
+#[tokio::test]
+async fn a_browser_vm_that_is_killed_while_the_person_types_ends_the_sign_in() {
+    let app = TestApp::start().await;
+    let id = app.begin("alice").await;
+    let (vm, _) = app.to_the_person(id).await;
+    app.driver.kill(vm);
+    let session = app.closed(id).await;
+    assert_eq!(
+        (session["state"].as_str(), session["error"]["code"].as_str()),
+        (Some("failed"), Some("vm_lost"))
+    );
+    no_vm_is_left(&app).await;
+}
+
+#[tokio::test]
+async fn a_cli_vm_that_dies_is_made_anew_when_it_is_needed() {
+    let app = TestApp::start().await;
+    let make =
+        async || app.call("POST", "/api/vms", Some(serde_json::json!({ "userId": "alice" }))).await.json();
+    let first = make().await["id"].as_str().unwrap().to_owned();
+    assert_eq!(make().await["id"], first.as_str());
+    app.driver.kill(first.parse().unwrap());
+    crate::app::until("the lost VM is gone", async || app.vms().await.is_empty().then_some(())).await;
+    let second = make().await["id"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+}

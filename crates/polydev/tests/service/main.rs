@@ -1,0 +1,9 @@
+//! The controller as a service: real router, store, vault and session driver; fake VMs that speak the guest channel.
+
+mod app;
+mod bad_input;
+mod faults;
+mod openapi;
+mod restart;
+mod sign_in;
+mod sockets;
