@@ -39,6 +39,8 @@ export class DemoProcess {
       method, path, host: '127.0.0.1', port: secure ? this.httpsPort : this.httpPort, servername,
       ca: secure ? readFileSync(join(this.stateDir, 'ca.pem')) : undefined,
       signal,
+      // A connection kept open would be closed by the server while a test is busy elsewhere.
+      agent: false,
       headers: { host, ...(body && { 'content-type': type }), ...(body && !chunked && { 'content-length': Buffer.byteLength(body) }), ...headers },
     };
     return new Promise((resolve, reject) => {

@@ -18,7 +18,6 @@ export class ScriptedBrowser {
   constructor({ stateDir, httpsPort, httpPort }) {
     this.ca = readFileSync(join(stateDir, 'ca.pem'));
     this.ports = { 'https:': httpsPort, 'http:': httpPort };
-    this.agent = new https.Agent({ ca: this.ca });
   }
 
   /** Opens an address and follows redirects to a page: `{ url, status, title, text, form, headers }`. */
@@ -66,7 +65,8 @@ export class ScriptedBrowser {
         ...(form && { 'content-type': 'application/x-www-form-urlencoded', 'content-length': Buffer.byteLength(body) }),
       },
       ...(url.hostname === 'localhost' && { lookup: bothLoopbacks, autoSelectFamily: true }),
-      ...(url.protocol === 'https:' && { agent: this.agent, servername: url.hostname }),
+      agent: false,
+      ...(url.protocol === 'https:' && { ca: this.ca, servername: url.hostname }),
       timeout: ANSWER_LIMIT_MS,
     };
     return new Promise((resolve, reject) => {
