@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use polydev_core::guest::CLI_USER;
+
 use super::command::{Cancel, ProgressFn, Runner, require};
 use super::error::{ImageError, IoContext};
 use super::lease::Image;
@@ -128,35 +130,49 @@ impl Verification<'_> {
             }
             places.insert(0, at);
         }
+        // A browser VM stacks all layers; a CLI VM goes without the desktop and must not need any of it.
         let lower: Vec<&Path> = places.iter().map(PathBuf::as_path).collect();
-        let scratch = runner.work.join("upper");
-        mounts.push(Mounted::tmpfs(&scratch)?);
-        let root = runner.work.join("root");
-        mounts.push(Mounted::overlay(&lower, Some(&scratch), &root)?);
+        let browser = self.stack("browser", &lower, &mut mounts)?;
+        let without_desktop: Vec<_> =
+            lower.iter().copied().filter(|place| !place.ends_with("desktop")).collect();
+        let cli = self.stack("cli", &without_desktop, &mut mounts)?;
 
-        runner.say("check", "libraries of every program");
-        let (count, faults) = libraries::unresolved(&root, &recipe.verify.ignore_elf)?;
-        report.add(format!("all libraries of {count} ELF files are there"), faults);
+        for (kind, root) in [("browser", &browser), ("CLI", &cli)] {
+            runner.say("check", format!("libraries of every program of a {kind} VM"));
+            let (count, faults) = libraries::unresolved(root, &recipe.verify.ignore_elf)?;
+            let faults = faults.into_iter().map(|fault| format!("{fault} (in a {kind} VM)")).collect();
+            report.add(format!("a {kind} VM has all libraries of its {count} ELF files"), faults);
+        }
         runner.say("check", "privileges and traces of the build machine");
         report.add(
             "nothing runs set-user-id, nothing of the build machine is inside",
-            traces::find(&root, image.dir())?,
+            traces::find(&browser, image.dir())?,
         );
-        report.add("accounts are as the recipe says", self.accounts(&root)?);
+        report.add("accounts are as the recipe says", self.accounts(&browser)?);
         for check in &recipe.check {
+            let root = if check.user == CLI_USER.name { &cli } else { &browser };
             report
-                .add(format!("{} runs as {}", check.argv.join(" "), check.user), self.program(&root, check)?);
+                .add(format!("{} runs as {}", check.argv.join(" "), check.user), self.program(root, check)?);
         }
         if let Some(boot) = &options.boot {
             report.add(
                 "the kernel loads its modules and mounts the layers",
-                boot::faults(runner, image, &root, boot)?,
+                boot::faults(runner, image, &browser, boot)?,
             );
         }
         while let Some(mount) = mounts.pop() {
             drop(mount);
         }
         Ok(report)
+    }
+
+    /// Stacks layers (topmost first) under a throw-away upper layer.
+    fn stack(&self, name: &str, lower: &[&Path], mounts: &mut Vec<Mounted>) -> Result<PathBuf, ImageError> {
+        let (scratch, root) =
+            (self.runner.work.join(name).join("upper"), self.runner.work.join(name).join("root"));
+        mounts.push(Mounted::tmpfs(&scratch)?);
+        mounts.push(Mounted::overlay(lower, Some(&scratch), &root)?);
+        Ok(root)
     }
 
     fn hashes(&self) -> Result<Vec<String>, ImageError> {
