@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use crate::{
-    Surroundings, catcher::Catcher, channel, desktop::Desktop, events::Events, identity, log::Log, login::LoginSlot,
-    machine, mux::Opener, process::base_env, reaper::Reaper, shim, terminal::Terminals,
+    Surroundings, catcher::Catcher, channel, desktop::Desktop, events::Events, identity, log::Log,
+    login::LoginSlot, machine, mux::Opener, process::base_env, reaper::Reaper, shim, terminal::Terminals,
 };
 
 /// How long the last reply may take to leave before the connection is cut.
@@ -83,9 +83,11 @@ fn start(agent: &Rc<Agent>) {
             log.note("reaper", error);
         }
     });
-    for (what, result) in
-        [("loopback", machine::loopback_up()), ("places", identity::prepare_places()), ("shim", shim::install())]
-    {
+    for (what, result) in [
+        ("loopback", machine::loopback_up()),
+        ("places", identity::prepare_places()),
+        ("shim", shim::install()),
+    ] {
         if let Err(error) = result {
             agent.log.note("agent", format_args!("{what}: {error}"));
         }
@@ -96,7 +98,8 @@ fn start(agent: &Rc<Agent>) {
 
 /// SIGTERM from a container runtime, SIGINT from ctrl-alt-del.
 async fn told_to_stop() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

@@ -107,7 +107,8 @@ fn run() -> Result<Infallible, BootError> {
     fs::set_permissions(new(AGENT_PATH), fs::Permissions::from_mode(0o755)).step("copy the agent")?;
     if Path::new("/polydev-desktop").exists() {
         fs::copy("/polydev-desktop", new(DESKTOP_PATH)).step("copy the desktop program")?;
-        fs::set_permissions(new(DESKTOP_PATH), fs::Permissions::from_mode(0o755)).step("copy the desktop program")?;
+        fs::set_permissions(new(DESKTOP_PATH), fs::Permissions::from_mode(0o755))
+            .step("copy the desktop program")?;
     }
     // The initramfs stays in memory for as long as its files exist. Failing to free them harms nothing.
     for leftover in ["/modules", "/overlay"] {
@@ -177,12 +178,14 @@ fn disks(wanted: &[String]) -> Result<HashMap<String, String>, BootError> {
         for entry in fs::read_dir("/sys/block").step("list /sys/block")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let mut serial = String::new();
-            let read = fs::File::open(entry.path().join("serial")).and_then(|mut f| f.read_to_string(&mut serial));
+            let read =
+                fs::File::open(entry.path().join("serial")).and_then(|mut f| f.read_to_string(&mut serial));
             if read.is_ok() && Path::new("/dev").join(&name).exists() {
                 found.insert(serial.trim_matches(['\0', '\n', ' ']).to_owned(), format!("/dev/{name}"));
             }
         }
-        let missing: Vec<&str> = wanted.iter().filter(|w| !found.contains_key(*w)).map(String::as_str).collect();
+        let missing: Vec<&str> =
+            wanted.iter().filter(|w| !found.contains_key(*w)).map(String::as_str).collect();
         if missing.is_empty() {
             return Ok(found);
         }
@@ -209,9 +212,12 @@ fn move_mount(place: &str) -> Result<(), BootError> {
 
 /// Links that devtmpfs does not make and shells expect.
 fn link_dev(root: &str) {
-    for (link, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
-    {
+    for (link, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
         let _ = std::os::unix::fs::symlink(target, format!("{root}/dev/{link}"));
     }
     let _ = fs::remove_file(format!("{root}/dev/ptmx"));

@@ -200,7 +200,14 @@ mod tests {
     #[test]
     fn the_browser_keeps_its_sandbox_and_cannot_be_debugged() {
         let flags = chromium(None).join(" ");
-        for forbidden in ["sandbox", "remote-debugging", "automation", "ignore-certificate", "disable-web-security", "headless"] {
+        for forbidden in [
+            "sandbox",
+            "remote-debugging",
+            "automation",
+            "ignore-certificate",
+            "disable-web-security",
+            "headless",
+        ] {
             assert!(!flags.contains(forbidden), "{forbidden} in {flags}");
         }
         assert!(flags.ends_with(" about:blank"));

@@ -37,7 +37,10 @@ pub(crate) async fn replay(url: &HttpUrl<'_>) -> io::Result<u16> {
             break;
         }
         // The code was taken already; this only fetches the page that says so.
-        location = get(&next.host, next.port, &authority, &target(&next)).await.ok().and_then(|answer| answer.location);
+        location = get(&next.host, next.port, &authority, &target(&next))
+            .await
+            .ok()
+            .and_then(|answer| answer.location);
     }
     Ok(first.status)
 }
@@ -49,7 +52,9 @@ struct Answer {
 
 async fn get(host: &str, port: u16, authority: &str, target: &str) -> io::Result<Answer> {
     let mut socket = connect(host, port).await?;
-    let request = format!("GET {target} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/html\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {target} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
+    );
     let exchange = timeout(ANSWER_LIMIT, async {
         socket.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
@@ -61,7 +66,8 @@ async fn get(host: &str, port: u16, authority: &str, target: &str) -> io::Result
         }
     });
     let answer = exchange.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    parse(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the program's answer is not HTTP"))
+    parse(&answer)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the program's answer is not HTTP"))
 }
 
 /// IPv4 and IPv6, since programs listen on either; a refused attempt reaches no listener and disturbs none.
@@ -98,7 +104,9 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let program = async {
             let mut asked = Vec::new();
-            for answer in ["HTTP/1.1 302 Found\r\nLocation: /success?id=FAKE\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\ndone"] {
+            for answer in
+                ["HTTP/1.1 302 Found\r\nLocation: /success?id=FAKE\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\ndone"]
+            {
                 let (mut socket, _) = listener.accept().await.unwrap();
                 let mut request = [0; 512];
                 let count = socket.read(&mut request).await.unwrap();

@@ -131,7 +131,9 @@ pub(crate) async fn set_allowed(agent: &Rc<Agent>, allowed: bool) -> io::Result<
     ];
     for port in PORTS {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
-        tasks.push(tokio::task::spawn_local(accept(agent.clone(), listener, limit.clone(), carry)).abort_handle());
+        tasks.push(
+            tokio::task::spawn_local(accept(agent.clone(), listener, limit.clone(), carry)).abort_handle(),
+        );
     }
     *agent.catcher.tasks.borrow_mut() = tasks;
     Ok(())
@@ -170,7 +172,8 @@ async fn answer_datagrams(agent: Rc<Agent>, socket: UdpSocket) {
             tokio::task::yield_now().await;
             continue;
         };
-        let reply = dns::answer(&packet[..count], |name| Some(agent.catcher.names.borrow_mut().address_of(name)));
+        let reply =
+            dns::answer(&packet[..count], |name| Some(agent.catcher.names.borrow_mut().address_of(name)));
         if let Some(reply) = reply {
             let _ = socket.send_to(&reply, from).await;
         }
@@ -239,8 +242,10 @@ async fn carry(agent: Rc<Agent>, socket: TcpStream) -> io::Result<()> {
     let (mut from_program, mut to_program) = socket.into_split();
     let (mut from_host, mut to_host) = tokio::io::split(stream);
     let back = |count: usize| agent.catcher.count(&host, |traffic| traffic.bytes_back += count as u64);
-    let (out, home) =
-        tokio::join!(pump(&mut from_program, &mut to_host, |_| {}), pump(&mut from_host, &mut to_program, back));
+    let (out, home) = tokio::join!(
+        pump(&mut from_program, &mut to_host, |_| {}),
+        pump(&mut from_host, &mut to_program, back)
+    );
     out.and(home)
 }
 
@@ -308,7 +313,12 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(names.address_of("a.test"), a);
         assert_eq!(names.name_of(b).as_deref(), Some("b.test"));
-        for foreign in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 64, 0, 0), Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::BROADCAST] {
+        for foreign in [
+            Ipv4Addr::LOCALHOST,
+            Ipv4Addr::new(127, 64, 0, 0),
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::BROADCAST,
+        ] {
             assert_eq!(names.name_of(foreign), None, "{foreign}");
         }
     }

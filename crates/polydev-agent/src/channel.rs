@@ -51,7 +51,8 @@ async fn serve_socket(agent: &Rc<Agent>) -> io::Result<()> {
         tokio::task::spawn_local(async move {
             match timeout(PREAMBLE_LIMIT, greet(&mut socket)).await {
                 Ok(Ok(nonce)) => {
-                    let session = tokio::task::spawn_local(mux::serve(agent.clone(), Greeted::new(socket, nonce)));
+                    let session =
+                        tokio::task::spawn_local(mux::serve(agent.clone(), Greeted::new(socket, nonce)));
                     agent.replace_session(Some(session.abort_handle()));
                 }
                 Ok(Err(error)) => agent.log.note("channel", format_args!("no preamble: {error}")),
@@ -68,7 +69,8 @@ async fn serve_port(agent: &Rc<Agent>) -> io::Result<()> {
         // No time limit: the host may connect long before it speaks, and there is nobody else to serve.
         match greet(&mut port.clone()).await {
             Ok(nonce) => {
-                let session = tokio::task::spawn_local(mux::serve(agent.clone(), Greeted::new(port.clone(), nonce)));
+                let session =
+                    tokio::task::spawn_local(mux::serve(agent.clone(), Greeted::new(port.clone(), nonce)));
                 agent.replace_session(Some(session.abort_handle()));
                 // Cancelled or ended: either way the port is free for the next host.
                 let _ = session.await;
@@ -123,7 +125,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Greeted<T> {
                     buf.put_slice(&[*byte]);
                     return Poll::Ready(Ok(()));
                 }
-                _ => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "another host's preamble"))),
+                _ => {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "another host's preamble",
+                    )));
+                }
             }
         }
         Pin::new(&mut this.io).poll_read(cx, buf)
@@ -151,7 +158,9 @@ mod tests {
         let (mut host, mut guest) = tokio::io::duplex(1024);
         let preamble = preamble::encode([7; 16]);
         let yamux = [0u8, 1, 2, 3];
-        host.write_all(&[b"rubbish".as_slice(), &preamble, &preamble, &preamble, &yamux].concat()).await.unwrap();
+        host.write_all(&[b"rubbish".as_slice(), &preamble, &preamble, &preamble, &yamux].concat())
+            .await
+            .unwrap();
         let nonce = greet(&mut guest).await.unwrap();
         assert_eq!(nonce, [7; 16]);
         let mut echo = [0; preamble::LEN];

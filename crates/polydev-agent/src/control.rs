@@ -59,7 +59,11 @@ pub(crate) async fn serve(agent: Rc<Agent>, stream: Stream) {
     write.abort();
 }
 
-async fn read_in(agent: &Rc<Agent>, reader: &mut ReadHalf<Stream>, replies: &mpsc::Sender<Out>) -> io::Result<()> {
+async fn read_in(
+    agent: &Rc<Agent>,
+    reader: &mut ReadHalf<Stream>,
+    replies: &mpsc::Sender<Out>,
+) -> io::Result<()> {
     let mut greeted = false;
     while let Some(RequestFrame { id, request }) = read_frame(reader).await? {
         let Ok(permit) = replies.clone().reserve_owned().await else { return Ok(()) };
@@ -71,7 +75,11 @@ async fn read_in(agent: &Rc<Agent>, reader: &mut ReadHalf<Stream>, replies: &mps
             }
             (Request::Hello { version }, _) => {
                 let why = format!("agent speaks version {PROTOCOL_VERSION}, host {version}");
-                permit.send(Out { id, result: Err(refuse(ErrorCode::VersionMismatch, why)), then: Then::Nothing });
+                permit.send(Out {
+                    id,
+                    result: Err(refuse(ErrorCode::VersionMismatch, why)),
+                    then: Then::Nothing,
+                });
                 continue;
             }
             (_, false) => {
@@ -151,11 +159,16 @@ async fn write_out(agent: Rc<Agent>, mut writer: WriteHalf<Stream>, mut outgoing
     }
 }
 
-async fn write_reply(writer: &mut WriteHalf<Stream>, id: u64, result: Result<Reply, Refusal>) -> io::Result<()> {
+async fn write_reply(
+    writer: &mut WriteHalf<Stream>,
+    id: u64,
+    result: Result<Reply, Refusal>,
+) -> io::Result<()> {
     match write_frame(writer, &AgentFrame::Reply { id, result }).await {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
             let why = format!("the answer is larger than a frame of {} bytes", frame::MAX_BODY);
-            write_frame(writer, &AgentFrame::Reply { id, result: Err(refuse(ErrorCode::BadRequest, why)) }).await
+            write_frame(writer, &AgentFrame::Reply { id, result: Err(refuse(ErrorCode::BadRequest, why)) })
+                .await
         }
         other => other,
     }
@@ -203,7 +216,9 @@ async fn run(
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let outcome = {
         let pipes = (child.stdout.take(), child.stderr.take());
-        let mut read = pin!(async { tokio::join!(read_capped(pipes.0, &mut stdout), read_capped(pipes.1, &mut stderr)) });
+        let mut read = pin!(async {
+            tokio::join!(read_capped(pipes.0, &mut stdout), read_capped(pipes.1, &mut stderr))
+        });
         timeout(limit, async {
             tokio::select! {
                 _ = &mut read => child.exit.await,
@@ -219,7 +234,9 @@ async fn run(
     signal_group(child.pid, libc::SIGKILL);
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     match outcome {
-        Ok(exit) => Ok(Reply::Ran { exit_code: exit.unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }),
+        Ok(exit) => {
+            Ok(Reply::Ran { exit_code: exit.unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) })
+        }
         Err(_) => Err(refuse(ErrorCode::TimedOut, format_args!("killed after {} ms", limit.as_millis()))),
     }
 }

@@ -70,6 +70,9 @@ impl CredentialWatch {
 
     async fn drain(&self) -> io::Result<()> {
         let mut events = [0u8; 4096];
-        self.inotify.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut events)?)).await.map(|_| ())
+        self.inotify
+            .async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut events)?))
+            .await
+            .map(|_| ())
     }
 }

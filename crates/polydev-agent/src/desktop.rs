@@ -169,7 +169,8 @@ async fn supervise(agent: Rc<Agent>, service: Service, argv: Vec<String>) {
         }
         set(&agent, service, ServiceState::Restarting);
         if service != Service::Watcher {
-            agent.log.note(service.name(), format_args!("ended with {exit_code}"));
+            let words = agent.log.last_of(service.name()).unwrap_or_default();
+            agent.log.note(service.name(), format_args!("ended with {exit_code}: {words}"));
             agent.events.emit(AgentEvent::ServiceDied { name: service.name().to_owned(), exit_code });
         }
         if began.elapsed() > STEADY {

@@ -124,7 +124,9 @@ mod tests {
 
     #[test]
     fn an_address_question_is_answered_with_the_names_address() {
-        let reply = answer(&ask("Auth.OpenAI.com", TYPE_A), |name| (name == "auth.openai.com").then_some(ADDRESS)).unwrap();
+        let reply =
+            answer(&ask("Auth.OpenAI.com", TYPE_A), |name| (name == "auth.openai.com").then_some(ADDRESS))
+                .unwrap();
         assert_eq!(reply[..4], [0xab, 0xcd, 0x85, 0x80]);
         assert_eq!(reply[6..8], [0, 1]);
         assert!(reply.ends_with(&[0, 4, 127, 64, 0, 1]));

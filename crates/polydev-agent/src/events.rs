@@ -74,7 +74,9 @@ fn is_about_login(event: &AgentEvent) -> bool {
         | AgentEvent::CallbackSeen
         | AgentEvent::CredentialSeen
         | AgentEvent::LoginEnded { .. } => true,
-        AgentEvent::Desktop { .. } | AgentEvent::ServiceDied { .. } | AgentEvent::EgressRefused { .. } => false,
+        AgentEvent::Desktop { .. } | AgentEvent::ServiceDied { .. } | AgentEvent::EgressRefused { .. } => {
+            false
+        }
     }
 }
 
@@ -96,7 +98,9 @@ fn stays(event: &AgentEvent) -> bool {
 
 fn supersedes(new: &AgentEvent, old: &AgentEvent) -> bool {
     match (new, old) {
-        (AgentEvent::UrlCaptured { yields: new, .. }, AgentEvent::UrlCaptured { yields: old, .. }) => new == old,
+        (AgentEvent::UrlCaptured { yields: new, .. }, AgentEvent::UrlCaptured { yields: old, .. }) => {
+            new == old
+        }
         (new, old) => stays(new) && std::mem::discriminant(new) == std::mem::discriminant(old),
     }
 }
@@ -125,7 +129,10 @@ mod tests {
         events.emit(AgentEvent::CallbackSeen);
         assert_eq!(deliver(&events, &mut Cursor::default()).len(), 3);
         let again = deliver(&events, &mut Cursor::default());
-        assert!(matches!(&again[..], [AgentEvent::Desktop { state }, AgentEvent::CallbackSeen] if state.painted), "{again:?}");
+        assert!(
+            matches!(&again[..], [AgentEvent::Desktop { state }, AgentEvent::CallbackSeen] if state.painted),
+            "{again:?}"
+        );
         events.forget_login();
         assert_eq!(deliver(&events, &mut Cursor::default()).len(), 1);
     }

@@ -58,7 +58,10 @@ pub(crate) fn read_beneath(home: &Path, path: &str) -> Result<(u32, Zeroizing<Ve
     let limit = u64::try_from(MAX_FILE + 1).unwrap_or(u64::MAX);
     std::fs::File::from(file).take(limit).read_to_end(&mut data).map_err(|error| refuse_os(path, &error))?;
     if data.len() > MAX_FILE {
-        return Err(refuse(ErrorCode::BadRequest, format_args!("{path} is over the limit of {MAX_FILE} bytes")));
+        return Err(refuse(
+            ErrorCode::BadRequest,
+            format_args!("{path} is over the limit of {MAX_FILE} bytes"),
+        ));
     }
     Ok((status.st_mode & 0o7777, data))
 }
@@ -68,8 +71,15 @@ fn put_beneath(home: &Path, files: &[FilePut]) -> Result<(), Refusal> {
     for file in files {
         check_path(&file.path)?;
         let mode_is_sound = file.mode & !0o777 == 0;
-        if files.len() > MAX_FILES || file.data.0.len() > MAX_FILE || !mode_is_sound || !names.insert(&file.path) {
-            return Err(refuse(ErrorCode::BadRequest, "too many or too large files, a bad mode or a path given twice"));
+        if files.len() > MAX_FILES
+            || file.data.0.len() > MAX_FILE
+            || !mode_is_sound
+            || !names.insert(&file.path)
+        {
+            return Err(refuse(
+                ErrorCode::BadRequest,
+                "too many or too large files, a bad mode or a path given twice",
+            ));
         }
     }
     let root = open_home(home)?;
@@ -192,7 +202,8 @@ fn own(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
 
 fn open_home(home: &Path) -> Result<OwnedFd, Refusal> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::open(home, flags, Mode::empty()).map_err(|error| refuse_os("the home directory", &error.into()))
+    rustix::fs::open(home, flags, Mode::empty())
+        .map_err(|error| refuse_os("the home directory", &error.into()))
 }
 
 fn open_at(root: &OwnedFd, path: impl rustix::path::Arg, flags: OFlags) -> io::Result<OwnedFd> {
@@ -203,7 +214,11 @@ fn open_at(root: &OwnedFd, path: impl rustix::path::Arg, flags: OFlags) -> io::R
 fn check_path(path: &str) -> Result<(), Refusal> {
     let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     let bad = path.is_empty() || path.len() > 1024 || path.contains('\0') || path.ends_with('/') || !plain;
-    if bad { Err(refuse(ErrorCode::BadRequest, "a path must be relative to the home, without `..`")) } else { Ok(()) }
+    if bad {
+        Err(refuse(ErrorCode::BadRequest, "a path must be relative to the home, without `..`"))
+    } else {
+        Ok(())
+    }
 }
 
 /// What is there, with the named pointers taken over from the new document.
@@ -215,13 +230,16 @@ fn merge(home: &Path, file: &FilePut) -> Result<Zeroizing<Vec<u8>>, Refusal> {
         Err(refusal) if refusal.code == ErrorCode::NotFound => serde_json::json!({}),
         Err(refusal) => return Err(refusal),
     };
-    let new: serde_json::Value = serde_json::from_slice(&file.data.0).map_err(|_| bad("the new content is not JSON"))?;
+    let new: serde_json::Value =
+        serde_json::from_slice(&file.data.0).map_err(|_| bad("the new content is not JSON"))?;
     for pointer in &file.merge_json {
         let value = new.pointer(pointer).ok_or_else(|| bad("a pointer leads nowhere in the new content"))?;
         let mut place = &mut current;
         for key in pointer.split('/').skip(1) {
             let key = key.replace("~1", "/").replace("~0", "~");
-            let object = place.as_object_mut().ok_or_else(|| bad("a pointer leads through something not an object"))?;
+            let object = place
+                .as_object_mut()
+                .ok_or_else(|| bad("a pointer leads through something not an object"))?;
             place = object.entry(key).or_insert_with(|| serde_json::json!({}));
         }
         *place = value.clone();
@@ -248,7 +266,11 @@ mod tests {
         assert_eq!((mode, data.as_slice()), (0o600, b"two".as_slice()));
         let parent = std::fs::metadata(home.path().join(".config/tool")).unwrap();
         assert_eq!(parent.permissions().mode() & 0o777, 0o700);
-        assert_eq!(std::fs::read_dir(home.path().join(".config/tool")).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(
+            std::fs::read_dir(home.path().join(".config/tool")).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
     }
 
     #[test]
@@ -272,7 +294,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         put_beneath(home.path(), &[file("a", b"old")]).unwrap();
         std::fs::create_dir(home.path().join("b")).unwrap();
-        assert!(put_beneath(home.path(), &[file("a", b"new"), file("c", b"new"), file("b", b"new")]).is_err());
+        assert!(
+            put_beneath(home.path(), &[file("a", b"new"), file("c", b"new"), file("b", b"new")]).is_err()
+        );
         assert_eq!(read_beneath(home.path(), "a").unwrap().1.as_slice(), b"old");
         assert_eq!(read_beneath(home.path(), "c").unwrap_err().code, ErrorCode::NotFound);
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 2);
@@ -285,7 +309,8 @@ mod tests {
         let mut put = file("s.json", br#"{"keep":9,"a":{"b":"new"},"c":{"d":[1]}}"#);
         put.merge_json = vec!["/a/b".into(), "/c/d".into()];
         put_beneath(home.path(), &[put]).unwrap();
-        let merged: serde_json::Value = serde_json::from_slice(&read_beneath(home.path(), "s.json").unwrap().1).unwrap();
+        let merged: serde_json::Value =
+            serde_json::from_slice(&read_beneath(home.path(), "s.json").unwrap().1).unwrap();
         assert_eq!(merged, serde_json::json!({"keep":1,"a":{"b":"new","keep":2},"c":{"d":[1]}}));
     }
 

@@ -15,7 +15,12 @@ use polydev_core::{
 use rustix::time::{ClockId, Timespec, clock_settime};
 use zeroize::Zeroizing;
 
-use crate::{Surroundings, agent::Agent, catcher, control::{refuse, refuse_os}};
+use crate::{
+    Surroundings,
+    agent::Agent,
+    catcher,
+    control::{refuse, refuse_os},
+};
 
 /// Least and most bytes of entropy.
 const ENTROPY: std::ops::RangeInclusive<usize> = 32..=512;
@@ -31,10 +36,13 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     if !is_hostname(&identity.hostname) {
         return Err(bad("the host name is malformed"));
     }
-    if identity.machine_id.len() != 32 || !identity.machine_id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    if identity.machine_id.len() != 32
+        || !identity.machine_id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(bad("the machine id is not 32 lower case hex digits"));
     }
-    let entropy = Zeroizing::new(STANDARD.decode(&identity.entropy).map_err(|_| bad("the entropy is not base64"))?);
+    let entropy =
+        Zeroizing::new(STANDARD.decode(&identity.entropy).map_err(|_| bad("the entropy is not base64"))?);
     if !ENTROPY.contains(&entropy.len()) {
         return Err(bad("the entropy is too short or too long"));
     }
@@ -54,13 +62,17 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     let stirred = stir(&entropy);
     if agent.surroundings == Surroundings::Vm {
         best_effort("entropy", stirred);
-        let seconds = i64::try_from(identity.unix_time_ms / 1000).map_err(|_| bad("the time is out of range"))?;
+        let seconds =
+            i64::try_from(identity.unix_time_ms / 1000).map_err(|_| bad("the time is out of range"))?;
         let nanos = i64::try_from(identity.unix_time_ms % 1000).unwrap_or(0) * 1_000_000;
         clock_settime(ClockId::Realtime, Timespec { tv_sec: seconds, tv_nsec: nanos })
             .map_err(|error| refuse_os("set the clock", &error.into()))?;
     }
     let named = rustix::system::sethostname(identity.hostname.as_bytes()).map_err(io::Error::from);
-    if agent.surroundings == Surroundings::Vm || fs::read_to_string("/proc/sys/kernel/hostname").ok().as_deref().map(str::trim) != Some(&identity.hostname) {
+    if agent.surroundings == Surroundings::Vm
+        || fs::read_to_string("/proc/sys/kernel/hostname").ok().as_deref().map(str::trim)
+            != Some(&identity.hostname)
+    {
         best_effort("host name", named);
     }
     let name = &identity.hostname;
@@ -73,8 +85,12 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
         replace(Path::new(path), &content).map_err(|error| refuse_os(path, &error))?;
     }
     *agent.identity_env.borrow_mut() = identity.env;
-    catcher::set_allowed(agent, identity.egress).await.map_err(|error| refuse_os("start the way out", &error))?;
-    agent.log.note("identity", format_args!("now {name}, egress {}", if identity.egress { "on" } else { "off" }));
+    catcher::set_allowed(agent, identity.egress)
+        .await
+        .map_err(|error| refuse_os("start the way out", &error))?;
+    agent
+        .log
+        .note("identity", format_args!("now {name}, egress {}", if identity.egress { "on" } else { "off" }));
     Ok(Reply::Done)
 }
 
@@ -91,7 +107,10 @@ pub(crate) fn prepare_places() -> io::Result<()> {
 
 fn is_hostname(name: &str) -> bool {
     let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&name.len()) && name.chars().all(sound) && !name.starts_with('-') && !name.ends_with('-')
+    (1..=63).contains(&name.len())
+        && name.chars().all(sound)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 /// Writes a file that may be a link into nowhere or a bind mount (then it is written in place).

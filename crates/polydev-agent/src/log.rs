@@ -24,7 +24,9 @@ struct Ring {
 
 impl Log {
     pub(crate) fn new() -> Self {
-        Self { ring: Rc::new(RefCell::new(Ring { started: Instant::now(), lines: VecDeque::new(), bytes: 0 })) }
+        Self {
+            ring: Rc::new(RefCell::new(Ring { started: Instant::now(), lines: VecDeque::new(), bytes: 0 })),
+        }
     }
 
     /// A state change or a failure: kept and shown on the console.
@@ -50,6 +52,15 @@ impl Log {
         let mut lines: Vec<&str> = fitting.map(String::as_str).collect();
         lines.reverse();
         lines.iter().flat_map(|line| [line, "\n"]).collect()
+    }
+
+    /// What a source said last.
+    pub(crate) fn last_of(&self, source: &str) -> Option<String> {
+        let ring = self.ring.borrow();
+        let said = |line: &String| {
+            line.split_once(' ')?.1.strip_prefix(source)?.strip_prefix(": ").map(str::to_owned)
+        };
+        ring.lines.iter().rev().find_map(|line| said(&line.trim_start().to_owned()))
     }
 
     pub(crate) fn uptime_ms(&self) -> u64 {
@@ -85,5 +96,7 @@ mod tests {
         let tail = log.tail(300);
         assert!(tail.len() <= 300 && tail.contains("line 9999"), "{tail}");
         assert!(!log.tail(usize::MAX).contains("line 0 "));
+        log.output("other", "said: this");
+        assert_eq!(log.last_of("other").as_deref(), Some("said: this"));
     }
 }

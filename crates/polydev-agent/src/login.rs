@@ -1,7 +1,7 @@
 //! The login under way: at most one. Requests and shim calls come in here, [`run`](self::run) does the work.
 
-mod run;
 mod rpc;
+mod run;
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
@@ -94,7 +94,10 @@ pub(crate) async fn input(agent: &Rc<Agent>, text: String) -> Result<Reply, Refu
     }
     let (sender, receiver) = oneshot::channel();
     agent.login.tell(Command::Input(text, sender)).await?;
-    receiver.await.unwrap_or_else(|_| Err(refuse(ErrorCode::Conflict, "the login has just ended"))).map(|()| Reply::Done)
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(refuse(ErrorCode::Conflict, "the login has just ended")))
+        .map(|()| Reply::Done)
 }
 
 pub(crate) async fn replay(agent: &Rc<Agent>, url: &str) -> Result<Reply, Refusal> {
@@ -102,12 +105,17 @@ pub(crate) async fn replay(agent: &Rc<Agent>, url: &str) -> Result<Reply, Refusa
     let rule = running.callback.ok_or_else(|| refuse(ErrorCode::Conflict, "this login has no callback"))?;
     let sign_in = running.sign_in.borrow().clone();
     let sign_in = sign_in.ok_or_else(|| refuse(ErrorCode::Conflict, "no sign-in page is known yet"))?;
-    let checked = check_callback(&rule, &sign_in, url).map_err(|error| refuse(ErrorCode::UrlRefused, error))?;
+    let checked =
+        check_callback(&rule, &sign_in, url).map_err(|error| refuse(ErrorCode::UrlRefused, error))?;
     // Gone in between is no matter: the replay itself tells.
     let _ = running.commands.send(Command::Progress).await;
-    let status = callback::replay(&checked).await.map_err(|error| refuse_os("hand over the callback", &error))?;
+    let status =
+        callback::replay(&checked).await.map_err(|error| refuse_os("hand over the callback", &error))?;
     if status >= 400 {
-        return Err(refuse(ErrorCode::Conflict, format_args!("the program answered the callback with status {status}")));
+        return Err(refuse(
+            ErrorCode::Conflict,
+            format_args!("the program answered the callback with status {status}"),
+        ));
     }
     Ok(Reply::Done)
 }
@@ -148,7 +156,8 @@ fn none_running() -> Refusal {
 impl Plan {
     fn new(spec: LoginSpec) -> Result<Self, Refusal> {
         let regex = |pattern: &str| {
-            Regex::new(pattern).map_err(|_| refuse(ErrorCode::BadRequest, format_args!("bad regex {pattern:?}")))
+            Regex::new(pattern)
+                .map_err(|_| refuse(ErrorCode::BadRequest, format_args!("bad regex {pattern:?}")))
         };
         let rules = UrlRules::new(&spec.url_rules).map_err(|error| refuse(ErrorCode::BadRequest, error))?;
         let expect = spec.expect.iter().map(|step| Ok((regex(&step.regex)?, step.send.clone())));

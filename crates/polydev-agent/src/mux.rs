@@ -108,7 +108,9 @@ async fn dispatch(agent: Rc<Agent>, mut stream: Stream) {
 }
 
 /// The next frame; `None` at the end of the stream.
-pub(crate) async fn read_frame<T: DeserializeOwned>(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+pub(crate) async fn read_frame<T: DeserializeOwned>(
+    io: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
     let mut prefix = [0; frame::PREFIX];
     match io.read_exact(&mut prefix).await {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -120,7 +122,10 @@ pub(crate) async fn read_frame<T: DeserializeOwned>(io: &mut (impl AsyncRead + U
 }
 
 /// Writes a frame and flushes it.
-pub(crate) async fn write_frame(io: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
+pub(crate) async fn write_frame(
+    io: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> io::Result<()> {
     let bytes = zeroize::Zeroizing::new(frame::encode(message).map_err(|error| match error {
         FrameError::TooLarge(_) => io::Error::new(io::ErrorKind::InvalidInput, error),
         FrameError::Json(_) => io::Error::other(error),

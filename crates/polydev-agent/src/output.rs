@@ -170,7 +170,9 @@ fn link_target(sequence: &[u8]) -> Option<String> {
 pub fn tail(text: &str, typed: &[String]) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut tail = lines[lines.len().saturating_sub(TAIL.0)..].join("\n");
-    for secret in typed.iter().flat_map(|t| t.split(['#', '\n', '\r'])).map(str::trim).filter(|t| t.len() >= 4) {
+    for secret in
+        typed.iter().flat_map(|t| t.split(['#', '\n', '\r'])).map(str::trim).filter(|t| t.len() >= 4)
+    {
         tail = tail.replace(secret, "[typed]");
     }
     let clean = scrub(&tail);
@@ -236,7 +238,8 @@ mod tests {
 
     #[test]
     fn a_tail_holds_no_address_code_or_typed_text() {
-        let text = "visit https://a.test/x?state=FAKE\ncode ABCD-12345\n> FAKEcode#FAKEstate\nfailed: invalid\n";
+        let text =
+            "visit https://a.test/x?state=FAKE\ncode ABCD-12345\n> FAKEcode#FAKEstate\nfailed: invalid\n";
         let tail = tail(text, &["FAKEcode#FAKEstate\n".into()]);
         assert!(tail.ends_with("failed: invalid") && tail.contains("https://a.test/x"), "{tail}");
         assert!(!tail.contains("FAKE") && !tail.contains("ABCD"), "{tail}");

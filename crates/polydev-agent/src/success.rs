@@ -58,8 +58,8 @@ fn file_holds(file: &RequiredFile, home: &Path) -> Result<(), String> {
             None => Ok(()),
         },
         FileFormat::Json => {
-            let json: Value =
-                serde_json::from_str(after_comments(text)).map_err(|_| format!("{path} is not well-formed"))?;
+            let json: Value = serde_json::from_str(after_comments(text))
+                .map_err(|_| format!("{path} is not well-formed"))?;
             let missing = file.require.iter().find(|pointer| json.pointer(pointer).is_none_or(is_empty));
             missing.map_or(Ok(()), |pointer| Err(format!("{path} lacks {pointer}")))
         }
@@ -110,7 +110,10 @@ mod tests {
             std::fs::write(home.path().join("c.json"), content).unwrap();
             assert_eq!(files_hold(&rule, home.path()).unwrap_err(), why, "{content}");
         }
-        for content in [r#"{"t":{"access":"FAKE"},"scopes":["a"],"more":0}"#, "// note\n// note\n{\"t\":{\"access\":\"FAKE\"},\"scopes\":[1]}"] {
+        for content in [
+            r#"{"t":{"access":"FAKE"},"scopes":["a"],"more":0}"#,
+            "// note\n// note\n{\"t\":{\"access\":\"FAKE\"},\"scopes\":[1]}",
+        ] {
             std::fs::write(home.path().join("c.json"), content).unwrap();
             assert_eq!(files_hold(&rule, home.path()), Ok(()), "{content}");
         }
@@ -122,9 +125,20 @@ mod tests {
         let rule = SuccessRule { exit_code: Some(0), output_regex: Some("ok".into()), ..Default::default() };
         let outcome = |exit_code, output_found| Outcome { exit_code, output_found, rpc_result: false };
         assert_eq!(check(&rule, &outcome(Some(0), true), home.path()), Ok(()));
-        assert_eq!(check(&rule, &outcome(Some(1), true), home.path()).unwrap_err(), "the program ended with status 1");
-        assert!(check(&rule, &outcome(Some(0), false), home.path()).unwrap_err().contains("without reporting success"));
+        assert_eq!(
+            check(&rule, &outcome(Some(1), true), home.path()).unwrap_err(),
+            "the program ended with status 1"
+        );
+        assert!(
+            check(&rule, &outcome(Some(0), false), home.path())
+                .unwrap_err()
+                .contains("without reporting success")
+        );
         let rpc = SuccessRule { jsonrpc_result_id: Some(1), ..Default::default() };
-        assert!(check(&rpc, &outcome(Some(0), true), home.path()).unwrap_err().contains("before the sign-in was answered"));
+        assert!(
+            check(&rpc, &outcome(Some(0), true), home.path())
+                .unwrap_err()
+                .contains("before the sign-in was answered")
+        );
     }
 }

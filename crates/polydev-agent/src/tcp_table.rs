@@ -41,9 +41,13 @@ mod tests {
 
     #[test]
     fn an_established_connection_to_the_port_is_seen_and_a_listener_is_not() {
-        let listener = format!("{HEAD}   0: 0100007F:05AF 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000\n");
+        let listener = format!(
+            "{HEAD}   0: 0100007F:05AF 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000\n"
+        );
         assert!(!shows_visitor(&listener, 1455));
-        let visitor = format!("{listener}   1: 0100007F:A1B2 0100007F:05AF 01 00000000:00000000 00:00000000 00000000  1001\n");
+        let visitor = format!(
+            "{listener}   1: 0100007F:A1B2 0100007F:05AF 01 00000000:00000000 00:00000000 00000000  1001\n"
+        );
         assert!(shows_visitor(&visitor, 1455));
         assert!(!shows_visitor(&visitor, 1457));
         let elsewhere = format!("{HEAD}   1: 0200000A:A1B2 0100000A:05AF 01 0:0 0:0 0 1001\n");
@@ -55,7 +59,8 @@ mod tests {
     #[test]
     fn both_forms_of_loopback_in_the_ipv6_table_count() {
         for remote in ["00000000000000000000000001000000", "0000000000000000FFFF00000100007F"] {
-            let table = format!("{HEAD}   0: 00000000000000000000000001000000:A1B2 {remote}:2310 06 0:0 0:0 0 0\n");
+            let table =
+                format!("{HEAD}   0: 00000000000000000000000001000000:A1B2 {remote}:2310 06 0:0 0:0 0 0\n");
             assert!(shows_visitor(&table, 8976), "{remote}");
         }
     }

@@ -92,7 +92,12 @@ impl Scrollback {
 
     fn from(&self, place: u64) -> Vec<u8> {
         let skip = place.max(self.start()) - self.start();
-        self.bytes.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)).take(MAX_PAYLOAD).copied().collect()
+        self.bytes
+            .iter()
+            .skip(usize::try_from(skip).unwrap_or(usize::MAX))
+            .take(MAX_PAYLOAD)
+            .copied()
+            .collect()
     }
 }
 

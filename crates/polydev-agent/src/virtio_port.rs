@@ -34,7 +34,8 @@ struct Inner {
 impl VirtioPort {
     /// Opens the port named [`VIRTIO_CHANNEL`].
     pub(crate) fn open() -> io::Result<Self> {
-        let port = rustix::fs::open(device()?, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        let port =
+            rustix::fs::open(device()?, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         let changes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let interest = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&changes, &port, epoll::EventData::new_u64(0), interest)?;
@@ -46,7 +47,8 @@ impl VirtioPort {
     /// Returns when reading gives something else than "no host is connected".
     pub(crate) async fn host_connected(&self) -> io::Result<()> {
         loop {
-            let mut hang_up = [rustix::event::PollFd::new(&self.inner.port, rustix::event::PollFlags::empty())];
+            let mut hang_up =
+                [rustix::event::PollFd::new(&self.inner.port, rustix::event::PollFlags::empty())];
             let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
             rustix::event::poll(&mut hang_up, Some(&now))?;
             if !hang_up[0].revents().contains(rustix::event::PollFlags::HUP) {
@@ -61,7 +63,8 @@ impl VirtioPort {
 
 impl Inner {
     fn forget_change(&self) {
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         // Only the side effect counts: the instance is no longer readable until the next change.
         let _ = epoll::wait(self.changes.get_ref(), &mut events, Some(&now));
@@ -90,7 +93,8 @@ impl Inner {
 impl AsyncRead for VirtioPort {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let target = buf.initialize_unfilled();
-        let count = std::task::ready!(self.inner.poll_try(cx, || rustix::io::read(&self.inner.port, &mut *target)))?;
+        let count =
+            std::task::ready!(self.inner.poll_try(cx, || rustix::io::read(&self.inner.port, &mut *target)))?;
         buf.advance(count);
         Poll::Ready(Ok(()))
     }

@@ -8,7 +8,10 @@ use x11rb::{
     protocol::{
         Event,
         damage::{ConnectionExt as _, ReportLevel},
-        xproto::{Atom, AtomEnum, ChangeWindowAttributesAux, ConnectionExt as _, EventMask, ImageFormat, MapState, Window},
+        xproto::{
+            Atom, AtomEnum, ChangeWindowAttributesAux, ConnectionExt as _, EventMask, ImageFormat, MapState,
+            Window,
+        },
     },
     rust_connection::RustConnection,
 };
@@ -82,7 +85,8 @@ pub(crate) fn watch(tell: impl FnMut(Seen) -> io::Result<()>) -> Result<Infallib
             }
             Event::PropertyNotify(event) if event.atom == watcher.names._NET_ACTIVE_WINDOW => {}
             Event::PropertyNotify(event)
-                if event.atom == watcher.names._NET_WM_NAME || event.atom == u32::from(AtomEnum::WM_NAME) => {}
+                if event.atom == watcher.names._NET_WM_NAME || event.atom == u32::from(AtomEnum::WM_NAME) => {
+            }
             Event::DestroyNotify(event) => {
                 watcher.known.remove(&event.window);
                 continue;
@@ -97,7 +101,9 @@ impl<T: FnMut(Seen) -> io::Result<()>> Watcher<'_, T> {
     fn look(&mut self) -> Result<(), WatchError> {
         match self.look_at_active() {
             // The window went away while it was looked at; an event will tell of the next one.
-            Err(WatchError::Reply(ReplyError::X11Error(_)) | WatchError::Id(ReplyOrIdError::X11Error(_))) => Ok(()),
+            Err(WatchError::Reply(ReplyError::X11Error(_)) | WatchError::Id(ReplyOrIdError::X11Error(_))) => {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -106,7 +112,9 @@ impl<T: FnMut(Seen) -> io::Result<()>> Watcher<'_, T> {
         let Some(window) = self.active()? else { return Ok(()) };
         if self.known.insert(window) {
             let mask = EventMask::PROPERTY_CHANGE | EventMask::STRUCTURE_NOTIFY;
-            self.x.change_window_attributes(window, &ChangeWindowAttributesAux::new().event_mask(mask))?.check()?;
+            self.x
+                .change_window_attributes(window, &ChangeWindowAttributesAux::new().event_mask(mask))?
+                .check()?;
             if !self.painted {
                 let damage = self.x.generate_id()?;
                 self.x.damage_create(damage, window, ReportLevel::NON_EMPTY)?.check()?;
@@ -143,12 +151,14 @@ impl<T: FnMut(Seen) -> io::Result<()>> Watcher<'_, T> {
     fn shows_something(&self, window: Window) -> Result<bool, WatchError> {
         let geometry = self.x.get_geometry(window)?.reply()?;
         let attributes = self.x.get_window_attributes(window)?.reply()?;
-        if attributes.map_state != MapState::VIEWABLE || geometry.width < SIZE_MIN || geometry.height < SIZE_MIN {
+        if attributes.map_state != MapState::VIEWABLE
+            || geometry.width < SIZE_MIN
+            || geometry.height < SIZE_MIN
+        {
             return Ok(false);
         }
-        let place = |step: i32, size: u16| {
-            i16::try_from((2 * step + 1) * i32::from(size) / (2 * GRID)).unwrap_or(0)
-        };
+        let place =
+            |step: i32, size: u16| i16::try_from((2 * step + 1) * i32::from(size) / (2 * GRID)).unwrap_or(0);
         let mut cookies = Vec::new();
         for row in 0..GRID {
             for column in 0..GRID {

@@ -48,7 +48,8 @@ impl Rpc {
     pub(super) fn take_line(&mut self, line: &str) -> Answer {
         let Ok(Value::Object(message)) = serde_json::from_str::<Value>(line) else { return Answer::Nothing };
         // With a method it is a request or a notification of the program's.
-        let Some(id) = message.get("id").and_then(Value::as_u64).filter(|_| !message.contains_key("method")) else {
+        let Some(id) = message.get("id").and_then(Value::as_u64).filter(|_| !message.contains_key("method"))
+        else {
             return Answer::Nothing;
         };
         if self.waiting_for != Some(id) && self.decisive != Some(id) {
@@ -82,7 +83,16 @@ mod tests {
     fn steps_go_out_in_order_each_after_the_answer_it_waits_for() {
         let mut rpc = Rpc::new(&[step("a", Some(0)), step("b", None), step("c", Some(1))], Some(1));
         assert_eq!(rpc.advance(), ["a\n"]);
-        for junk in ["", "Enter the code:", "{", "[1]", r#"{"id":1.5}"#, r#"{"id":0}"#, r#"{"id":0,"method":"ask","result":1}"#, r#"{"id":7,"result":{}}"#] {
+        for junk in [
+            "",
+            "Enter the code:",
+            "{",
+            "[1]",
+            r#"{"id":1.5}"#,
+            r#"{"id":0}"#,
+            r#"{"id":0,"method":"ask","result":1}"#,
+            r#"{"id":7,"result":{}}"#,
+        ] {
             assert_eq!(rpc.take_line(junk), Answer::Nothing, "{junk}");
         }
         assert_eq!(rpc.take_line(r#"{"id":0,"result":{}}"#), Answer::Send(vec!["b\n".into(), "c\n".into()]));

@@ -304,7 +304,9 @@ impl Login<'_> {
             }
         }
         self.search(from, false);
-        if from == From::Errors || (self.plan.spec.jsonrpc.is_empty() && self.plan.spec.success.jsonrpc_result_id.is_none()) {
+        if from == From::Errors
+            || (self.plan.spec.jsonrpc.is_empty() && self.plan.spec.success.jsonrpc_result_id.is_none())
+        {
             return Vec::new();
         }
         let lines = self.lines.push(bytes);
@@ -332,7 +334,8 @@ impl Login<'_> {
             (false, None) => stream.searched,
         };
         stream.searched = searched;
-        self.outcome.output_found |= self.plan.success_output.as_ref().is_some_and(|regex| regex.is_match(&text));
+        self.outcome.output_found |=
+            self.plan.success_output.as_ref().is_some_and(|regex| regex.is_match(&text));
         for found in self.plan.rules.find(&text) {
             if all || !found.at_end {
                 self.capture(found.url, found.yields);

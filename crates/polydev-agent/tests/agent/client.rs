@@ -26,7 +26,7 @@ type Stream = Compat<yamux::Stream>;
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Refusal>>>>>;
 
 /// A connection to an agent.
-pub struct Client {
+pub(crate) struct Client {
     open: mpsc::UnboundedSender<oneshot::Sender<Stream>>,
     requests: tokio::io::WriteHalf<Stream>,
     waiting: Waiting,
@@ -34,19 +34,20 @@ pub struct Client {
     events: mpsc::UnboundedReceiver<AgentEvent>,
     passed: VecDeque<AgentEvent>,
     /// What the agent asked to connect to.
-    pub egress: mpsc::UnboundedReceiver<(String, u16)>,
-    pub hello: Reply,
+    pub(crate) egress: mpsc::UnboundedReceiver<(String, u16)>,
+    pub(crate) hello: Reply,
 }
 
 impl Client {
-    pub async fn connect(path: &Path) -> io::Result<Self> {
+    pub(crate) async fn connect(path: &Path) -> io::Result<Self> {
         let mut socket = UnixStream::connect(path).await?;
         let hello = preamble::encode([7; 16]);
         socket.write_all(&hello).await?;
         let mut echo = [0; preamble::LEN];
         socket.read_exact(&mut echo).await?;
         assert_eq!(echo, hello, "the agent echoes the preamble");
-        let connection = yamux::Connection::new(socket.compat(), yamux::Config::default(), yamux::Mode::Client);
+        let connection =
+            yamux::Connection::new(socket.compat(), yamux::Config::default(), yamux::Mode::Client);
         let (open, wanted) = mpsc::unbounded_channel();
         let (asked, egress) = mpsc::unbounded_channel();
         tokio::spawn(drive(connection, wanted, asked));
@@ -73,13 +74,14 @@ impl Client {
             answers.lock().expect("lock").clear();
         });
         let passed = VecDeque::new();
-        let mut client = Self { open, requests, waiting, next: 1, events, passed, egress, hello: Reply::Done };
+        let mut client =
+            Self { open, requests, waiting, next: 1, events, passed, egress, hello: Reply::Done };
         client.hello = client.ask(Request::Hello { version: PROTOCOL_VERSION }).await.expect("hello");
         Ok(client)
     }
 
     /// Sends a request and waits for its answer.
-    pub async fn ask(&mut self, request: Request) -> Result<Reply, Refusal> {
+    pub(crate) async fn ask(&mut self, request: Request) -> Result<Reply, Refusal> {
         let id = self.next;
         self.next += 1;
         let (sender, receiver) = oneshot::channel();
@@ -91,15 +93,16 @@ impl Client {
     }
 
     /// Runs a shell script as the CLI user.
-    pub async fn sh(&mut self, script: &str) -> (i32, String) {
+    pub(crate) async fn sh(&mut self, script: &str) -> (i32, String) {
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-        match self.ask(Request::Run { argv, env: Default::default(), timeout_ms: 20_000 }).await.expect("run") {
+        match self.ask(Request::Run { argv, env: Default::default(), timeout_ms: 20_000 }).await.expect("run")
+        {
             Reply::Ran { exit_code, stdout, stderr } => (exit_code, stdout + &stderr),
             other => panic!("not an answer to run: {other:?}"),
         }
     }
 
-    pub async fn identify(&mut self, egress: bool) {
+    pub(crate) async fn identify(&mut self, egress: bool) {
         let identity = Identity {
             hostname: "polydev-test".into(),
             machine_id: "0123456789abcdef0123456789abcdef".into(),
@@ -112,7 +115,7 @@ impl Client {
     }
 
     /// The next event for which `wanted` says yes; others are dropped.
-    pub async fn event<T>(&mut self, wanted: impl Fn(&AgentEvent) -> Option<T>) -> T {
+    pub(crate) async fn event<T>(&mut self, wanted: impl Fn(&AgentEvent) -> Option<T>) -> T {
         let found = tokio::time::timeout(LIMIT, async {
             loop {
                 let event = self.events.recv().await.expect("connection stays");
@@ -127,35 +130,35 @@ impl Client {
     }
 
     /// Events that came while another one was waited for.
-    pub fn passed(&self) -> &VecDeque<AgentEvent> {
+    pub(crate) fn passed(&self) -> &VecDeque<AgentEvent> {
         &self.passed
     }
 
-    pub async fn stream(&self, header: StreamHeader) -> Stream {
+    pub(crate) async fn stream(&self, header: StreamHeader) -> Stream {
         let mut stream = open_stream(&self.open).await.expect("stream");
         stream.write_all(&frame::encode(&header).expect("frame")).await.expect("header");
         stream.flush().await.expect("header");
         stream
     }
 
-    pub async fn terminal(&self, id: u32) -> Terminal {
+    pub(crate) async fn terminal(&self, id: u32) -> Terminal {
         Terminal { stream: self.stream(StreamHeader::Pty { id }).await, decoder: pty::Decoder::default() }
     }
 }
 
 /// An attached terminal.
-pub struct Terminal {
+pub(crate) struct Terminal {
     stream: Stream,
     decoder: pty::Decoder,
 }
 
 impl Terminal {
-    pub async fn send(&mut self, frame: pty::PtyFrame) {
+    pub(crate) async fn send(&mut self, frame: pty::PtyFrame) {
         self.stream.write_all(&frame.encode()).await.expect("send");
         self.stream.flush().await.expect("send");
     }
 
-    pub async fn recv(&mut self) -> Option<pty::PtyFrame> {
+    pub(crate) async fn recv(&mut self) -> Option<pty::PtyFrame> {
         loop {
             if let Some(frame) = self.decoder.next().expect("sound frames") {
                 return Some(frame);
@@ -169,7 +172,7 @@ impl Terminal {
     }
 
     /// Reads until the output so far holds `text`; gives it back.
-    pub async fn until(&mut self, text: &str) -> String {
+    pub(crate) async fn until(&mut self, text: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(text) {
             match self.recv().await {
@@ -220,7 +223,9 @@ async fn drive(
                     break;
                 }
                 match connection.poll_new_outbound(cx) {
-                    Poll::Ready(Ok(stream)) => drop(opening.take().map(|waiting| waiting.send(stream.compat()))),
+                    Poll::Ready(Ok(stream)) => {
+                        drop(opening.take().map(|waiting| waiting.send(stream.compat())))
+                    }
                     Poll::Ready(Err(_)) => return Poll::Ready(None),
                     Poll::Pending => break,
                 }
@@ -232,17 +237,31 @@ async fn drive(
     }
 }
 
-/// Answers as a far end would that echoes in upper case; refuses hosts that begin with `refused`.
+/// Answers as a far end would: a page to an HTTP request, anything else in upper case. Refuses hosts that begin with
+/// `refused`.
 async fn answer_egress(mut stream: Stream, asked: mpsc::UnboundedSender<(String, u16)>) {
     let Some(StreamHeader::Egress { host, port }) = read_frame(&mut stream).await else { return };
     let refused = host.starts_with("refused");
     let _ = asked.send((host, port));
-    let reply = if refused { EgressReply::Refused { reason: "policy".into() } } else { EgressReply::Connected };
+    let reply =
+        if refused { EgressReply::Refused { reason: "policy".into() } } else { EgressReply::Connected };
     let _ = stream.write_all(&frame::encode(&reply).expect("frame")).await;
     let _ = stream.flush().await;
     if !refused {
         let mut received = Vec::new();
-        let _ = stream.read_to_end(&mut received).await;
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut chunk).await {
+            received.extend_from_slice(&chunk[..count]);
+            if received.starts_with(b"GET ") && received.ends_with(b"\r\n\r\n") {
+                let page = "<title>Test sign-in</title><body style='background:#eee'><h1>Sign in</h1>";
+                let length = page.len();
+                let head =
+                    "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length:";
+                let _ = stream.write_all(format!("{head} {length}\r\n\r\n{page}").as_bytes()).await;
+                received.clear();
+                break;
+            }
+        }
         received.make_ascii_uppercase();
         let _ = stream.write_all(&received).await;
     }

@@ -33,7 +33,9 @@ async fn a_refused_host_is_told_once_and_the_program_sees_a_broken_connection() 
     for _ in 0..2 {
         assert_ne!(host.sh(&talk("refused.test", 443)).await.0, 0);
     }
-    let refused = host.event(|e| matches!(e, AgentEvent::EgressRefused { host } if host == "refused.test").then_some(())).await;
+    let refused = host
+        .event(|e| matches!(e, AgentEvent::EgressRefused { host } if host == "refused.test").then_some(()))
+        .await;
     assert_eq!(refused, ());
     assert!(host.passed().is_empty(), "{:?}", host.passed());
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use polydev_core::wire::{
-    AgentEvent, CallbackRule, ErrorCode, ExpectStep, FileFormat, JsonRpcStep, LoginEnd, LoginSpec, LoginStdio, Request,
-    RequiredFile, SuccessRule, UrlRule, UrlSource, UrlYields,
+    AgentEvent, CallbackRule, ErrorCode, ExpectStep, FileFormat, JsonRpcStep, LoginEnd, LoginSpec,
+    LoginStdio, Request, RequiredFile, SuccessRule, UrlRule, UrlSource, UrlYields,
 };
 
 use crate::{client::Client, guest::Guest};
@@ -60,7 +60,8 @@ fn spec(script: &str) -> LoginSpec {
     }
 }
 
-const WRITE: &str = r#"mkdir -p .tool; printf '{"tokens":{"access":"FAKE"}}' > .tool/new; mv .tool/new .tool/auth.json; "#;
+const WRITE: &str =
+    r#"mkdir -p .tool; printf '{"tokens":{"access":"FAKE"}}' > .tool/new; mv .tool/new .tool/auth.json; "#;
 
 async fn start(host: &mut Client, spec: LoginSpec) {
     host.identify(false).await;
@@ -87,7 +88,9 @@ async fn captured(host: &mut Client) -> (String, UrlYields) {
 async fn a_login_that_hands_over_its_url_and_writes_its_file_is_signed_in() {
     let Some(guest) = Guest::start() else { return };
     let mut host = guest.connect().await;
-    let script = format!("id -u > who; env | sort > env; xdg-open '{SIGN_IN}'; while ! test -e go; do sleep 0.05; done; {WRITE}");
+    let script = format!(
+        "id -u > who; env | sort > env; xdg-open '{SIGN_IN}'; while ! test -e go; do sleep 0.05; done; {WRITE}"
+    );
     start(&mut host, spec(&script)).await;
     assert_eq!(captured(&mut host).await, (SIGN_IN.into(), UrlYields::Loopback));
     let second = host.ask(Request::StartLogin(spec("true"))).await;
@@ -142,7 +145,10 @@ async fn a_program_that_exits_early_fails_with_its_status_and_words() {
     let mut host = guest.connect().await;
     start(&mut host, spec("echo see https://id.test/x?secret=FAKE; echo cannot do it >&2; exit 3")).await;
     let (end, tail) = ended(&mut host).await;
-    assert_eq!(end, LoginEnd::Failed { exit_code: Some(3), reason: "the program ended with status 3".into() });
+    assert_eq!(
+        end,
+        LoginEnd::Failed { exit_code: Some(3), reason: "the program ended with status 3".into() }
+    );
     assert!(tail.contains("cannot do it") && !tail.contains("FAKE"), "{tail}");
 }
 
@@ -158,7 +164,10 @@ async fn success_without_the_file_or_with_half_of_it_is_a_failure() {
         let mut host = guest.connect().await;
         start(&mut host, spec(script)).await;
         let (end, _) = ended(&mut host).await;
-        assert!(matches!(&end, LoginEnd::Failed { exit_code: Some(0), reason } if reason.contains(why)), "{end:?}");
+        assert!(
+            matches!(&end, LoginEnd::Failed { exit_code: Some(0), reason } if reason.contains(why)),
+            "{end:?}"
+        );
     }
 }
 
@@ -168,7 +177,10 @@ async fn a_missing_program_is_an_end_not_a_refusal() {
     let mut host = guest.connect().await;
     start(&mut host, LoginSpec { argv: vec!["no-such-tool".into()], ..spec("") }).await;
     let (end, _) = ended(&mut host).await;
-    assert!(matches!(&end, LoginEnd::Failed { exit_code: None, reason } if reason.contains("no-such-tool")), "{end:?}");
+    assert!(
+        matches!(&end, LoginEnd::Failed { exit_code: None, reason } if reason.contains("no-such-tool")),
+        "{end:?}"
+    );
 }
 
 #[tokio::test]
@@ -250,8 +262,10 @@ fn rpc(script: &str) -> LoginSpec {
     let step = |send: &str, wait_id| JsonRpcStep { send: send.into(), wait_id };
     let mut spec = spec(script);
     spec.stdio = LoginStdio::Pipe;
-    spec.jsonrpc =
-        vec![step(r#"{"id":0,"method":"initialize"}"#, Some(0)), step(r#"{"id":1,"method":"authenticate"}"#, Some(1))];
+    spec.jsonrpc = vec![
+        step(r#"{"id":0,"method":"initialize"}"#, Some(0)),
+        step(r#"{"id":1,"method":"authenticate"}"#, Some(1)),
+    ];
     spec.success.exit_code = None;
     spec.success.jsonrpc_result_id = Some(1);
     spec

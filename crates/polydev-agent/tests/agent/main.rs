@@ -3,8 +3,9 @@
 //! Needs root, namespaces and overlayfs; prints why it is skipped where these are missing.
 
 mod client;
-mod guest;
+mod desktop;
 mod egress;
+mod guest;
 mod logins;
 mod running;
 mod terminals;

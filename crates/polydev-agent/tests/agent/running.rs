@@ -9,10 +9,12 @@ async fn programs_run_as_the_cli_user_with_the_identity_given() {
     let Some(guest) = Guest::start() else { return };
     let mut host = guest.connect().await;
     host.identify(false).await;
-    let (code, text) = host.sh("id -u; id -G; pwd; hostname; echo $FROM_IDENTITY; cat /etc/machine-id; exit 3").await;
+    let (code, text) =
+        host.sh("id -u; id -G; pwd; hostname; echo $FROM_IDENTITY; cat /etc/machine-id; exit 3").await;
     assert_eq!(code, 3);
     assert_eq!(text, "1000\n1000\n/home/dev\npolydev-test\nyes\n0123456789abcdef0123456789abcdef\n");
-    let missing = Request::Run { argv: vec!["no-such-program".into()], env: Default::default(), timeout_ms: 1000 };
+    let missing =
+        Request::Run { argv: vec!["no-such-program".into()], env: Default::default(), timeout_ms: 1000 };
     assert_eq!(host.ask(missing).await.unwrap_err().code, ErrorCode::NotFound);
 }
 
@@ -21,7 +23,8 @@ async fn a_program_that_takes_too_long_is_killed_with_its_children() {
     let Some(guest) = Guest::start() else { return };
     let mut host = guest.connect().await;
     let argv = ["sh", "-c", "sleep 1000 & sleep 1000"].map(str::to_owned).to_vec();
-    let refusal = host.ask(Request::Run { argv, env: Default::default(), timeout_ms: 300 }).await.unwrap_err();
+    let refusal =
+        host.ask(Request::Run { argv, env: Default::default(), timeout_ms: 300 }).await.unwrap_err();
     assert_eq!(refusal.code, ErrorCode::TimedOut);
     let (_, left) = host.sh("for i in $(seq 50); do grep -l sleep /proc/[0-9]*/comm || exit 0; done").await;
     assert_eq!(left.matches("comm").count() % 2, 0, "{left}");
@@ -34,7 +37,8 @@ async fn orphans_are_reaped_and_their_status_is_nobody_elses() {
     let Some(guest) = Guest::start() else { return };
     let mut host = guest.connect().await;
     for expected in [0, 7, 42] {
-        let (code, _) = host.sh(&format!("for i in 1 2 3 4; do (setsid true &) ; done; exit {expected}")).await;
+        let (code, _) =
+            host.sh(&format!("for i in 1 2 3 4; do (setsid true &) ; done; exit {expected}")).await;
         assert_eq!(code, expected);
     }
 }
@@ -69,7 +73,12 @@ async fn a_full_disk_is_told_as_such_and_leaves_the_old_file() {
     // The home of this guest is a tmpfs of its own; files of the user fill it.
     let (code, text) = host.sh("echo old > file; dd if=/dev/zero of=filler bs=1M 2>&1; true").await;
     assert_eq!(code, 0, "{text}");
-    let put = FilePut { path: "file".into(), mode: 0o600, data: FileBytes::new(vec![b'x'; 200_000]), merge_json: vec![] };
+    let put = FilePut {
+        path: "file".into(),
+        mode: 0o600,
+        data: FileBytes::new(vec![b'x'; 200_000]),
+        merge_json: vec![],
+    };
     let refusal = host.ask(Request::PutFiles { files: vec![put] }).await.unwrap_err();
     assert_eq!(refusal.code, ErrorCode::NoSpace, "{refusal}");
     let (_, text) = host.sh("cat file; ls -A").await;

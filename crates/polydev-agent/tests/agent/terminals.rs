@@ -62,11 +62,17 @@ async fn the_newest_attachment_gets_the_output() {
 async fn closing_a_terminal_hangs_its_program_up() {
     let Some(guest) = Guest::start() else { return };
     let mut host = guest.connect().await;
-    let id = open(&mut host, &["sh", "-c", "trap 'echo gone > hung-up; exit' HUP; echo ready; while :; do sleep 0.1; done"]).await;
+    let id = open(
+        &mut host,
+        &["sh", "-c", "trap 'echo gone > hung-up; exit' HUP; echo ready; while :; do sleep 0.1; done"],
+    )
+    .await;
     let mut terminal = host.terminal(id).await;
     terminal.until("ready").await;
     host.ask(Request::ClosePty { id }).await.unwrap();
-    let (code, text) = host.sh("for i in $(seq 100); do test -s hung-up && cat hung-up && exit; sleep 0.1; done; exit 1").await;
+    let (code, text) = host
+        .sh("for i in $(seq 100); do test -s hung-up && cat hung-up && exit; sleep 0.1; done; exit 1")
+        .await;
     assert_eq!((code, text.as_str()), (0, "gone\n"));
 }
 
