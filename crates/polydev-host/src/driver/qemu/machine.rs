@@ -49,7 +49,7 @@ impl Machine<'_> {
         let mut option = |name: &str, value: String| all.extend([name.into(), value.into()]);
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
-            Accel::Tcg => ("tcg,thread=multi", "max"),
+            Accel::Tcg => ("tcg,thread=multi", "Nehalem"),
         };
         let backend = if matches!(self.memory, Memory::Plain) { "" } else { ",memory-backend=memory" };
         option("-machine", format!("q35,usb=off,vmport=off,smbus=off{backend}"));

@@ -44,6 +44,8 @@ const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
 const HANG_UP_LIMIT: Duration = Duration::from_secs(5);
 /// Where Debian's package puts QEMU.
 const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
+/// How long an emulated agent may take to be done with a connection that is over.
+const AFTER_QUIESCE: Duration = Duration::from_secs(4);
 /// Templates kept; older ones are those of earlier builds.
 const KEPT: usize = 2;
 /// Device state, in the template's directory and, as a link, in a restored VM's.
@@ -179,6 +181,9 @@ impl QemuDriver {
         let about = async {
             let mut qmp = Qmp::connect(&run.join(QMP), || self.has_process(id)).await?;
             hung_up(&mut qmp).await?;
+            // The agent closes its session a moment after its answer; saved before that, it would close the first
+            // session of every restored VM.
+            sleep(AFTER_QUIESCE).await;
             qmp.run("stop", json!({})).await?;
             ignore_shared(&mut qmp).await?;
             qmp.run("migrate", json!({ "uri": format!("exec:cat > {DEVICES}") })).await?;
