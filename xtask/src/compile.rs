@@ -39,8 +39,11 @@ pub(crate) fn web() -> Result<()> {
     step("build the web page", || setup::npm_run("web", "build"))
 }
 
-/// Builds the guest programs, static and small.
+/// Builds the guest programs, static and small, unless `POLYDEV_GUEST_DIR` names a directory that has them.
 pub(crate) fn guest() -> Result<Guest> {
+    if let Some(dir) = std::env::var_os("POLYDEV_GUEST_DIR").map(PathBuf::from) {
+        return Ok(Guest { agent: dir.join("polydev-agent"), desktop: dir.join("polydev-desktop") });
+    }
     step("build the guest programs", || {
         let mut build = cargo();
         build.args(["build", "--profile", "guest", "--target", GUEST_TARGET]);
@@ -99,8 +102,11 @@ fn check_static(program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds `polydev`.
+/// Builds `polydev`, unless `POLYDEV_BINARY` names one that is to be used as it is.
 pub(crate) fn controller(profile: Profile) -> Result<PathBuf> {
+    if let Some(built) = std::env::var_os("POLYDEV_BINARY") {
+        return Ok(built.into());
+    }
     step("build polydev", || {
         let mut build = cargo();
         build.args(["build", "-p", "polydev"]);
