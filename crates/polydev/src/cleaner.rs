@@ -44,7 +44,10 @@ impl Cleaner {
     }
 
     async fn remove(&self, vm: VmId, failed: bool) -> Result<(), CleanError> {
-        self.store.add_cleanup(vm, self.clock.now_db()).await?;
+        if let Err(error) = self.store.add_cleanup(vm, self.clock.now_db()).await {
+            // A full disk must not keep a VM alive; after a crash the start-up sweep finds it all the same.
+            tracing::warn!(vm.id = %vm, %error, "clean-up could not be noted");
+        }
         let done = match failed {
             true => self.machines.destroy_failed(vm).await,
             false => self.machines.destroy(vm).await,

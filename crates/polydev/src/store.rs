@@ -107,6 +107,23 @@ impl Store {
         self.pool.close().await;
     }
 
+    /// Lets the file not become larger than it is: SQLite then answers as on a full disk. For tests of that fault.
+    #[doc(hidden)]
+    pub async fn forbid_growth(&self) -> Result<(), StoreError> {
+        let fault = || StoreError::of("limit the file");
+        let pages: i64 =
+            sqlx::query_scalar("PRAGMA page_count").fetch_one(&self.pool).await.map_err(fault())?;
+        // The limit belongs to a connection, so every connection of the pool is given it.
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let mut connection = self.pool.acquire().await.map_err(fault())?;
+            let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            sqlx::raw_sql(limit).execute(&mut *connection).await.map_err(fault())?;
+            held.push(connection);
+        }
+        Ok(())
+    }
+
     async fn migrate(&self) -> Result<(), StoreError> {
         let found: i64 = sqlx::query_scalar("PRAGMA user_version")
             .fetch_one(&self.pool)
@@ -141,19 +158,6 @@ pub(crate) mod tests {
         (dir, store)
     }
 
-    /// Makes the next page that SQLite needs fail as on a full disk.
-    pub(crate) async fn fill_up(store: &Store) {
-        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&store.pool).await.unwrap();
-        // The limit belongs to a connection, so every connection of the pool is given it.
-        let mut held = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            let mut connection = store.pool.acquire().await.unwrap();
-            let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
-            sqlx::raw_sql(limit).execute(&mut *connection).await.unwrap();
-            held.push(connection);
-        }
-    }
-
     #[tokio::test]
     async fn opening_twice_keeps_what_was_stored() {
         let dir = tempfile::tempdir().unwrap();
@@ -177,7 +181,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_full_disk_is_an_error_of_its_own() {
         let (_dir, store) = temporary().await;
-        fill_up(&store).await;
+        store.forbid_growth().await.unwrap();
         let long = "x".repeat(1 << 20);
         let error = store.audit(1, "test", None, None, Some(&long)).await.unwrap_err();
         assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");

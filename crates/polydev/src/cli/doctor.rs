@@ -51,5 +51,5 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
 fn free_mib(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|path| path.exists())?;
     let stat = rustix::fs::statvfs(existing).ok()?;
-    Some(stat.f_bavail * stat.f_frsize >> 20)
+    Some((stat.f_bavail * stat.f_frsize) >> 20)
 }

@@ -97,3 +97,19 @@ async fn a_cli_vm_that_dies_is_made_anew_when_it_is_needed() {
     let second = make().await["id"].as_str().unwrap().to_owned();
     assert_ne!(first, second);
 }
+
+#[tokio::test]
+async fn a_disk_that_is_full_while_sealing_ends_the_sign_in_with_a_clear_state() {
+    let app = TestApp::start().await;
+    let id = app.begin("alice").await;
+    let (vm, agent) = app.to_the_person(id).await;
+    app.app.store.forbid_growth().await.unwrap();
+    let large = format!("{{\"token\":\"FAKE-{}\"}}", "x".repeat(100_000));
+    app.finish_login(vm, &agent, &large).await;
+    let session = app.closed(id).await;
+    assert_eq!(session["state"], "failed", "{session:#}");
+    assert_eq!(session["error"]["code"], "no_space", "{session:#}");
+    let stored = app.call("GET", "/api/credentials", None).await.json();
+    assert_eq!(stored["credentials"].as_array().unwrap().len(), 0);
+    no_vm_is_left(&app).await;
+}

@@ -89,18 +89,54 @@ async fn a_second_sign_in_stores_a_new_version_in_the_same_cli_vm() {
 }
 
 #[tokio::test]
-async fn a_second_start_attaches_and_a_repeated_key_finds_the_first_one() {
+async fn a_second_start_attaches_to_the_one_under_way() {
     let app = TestApp::start().await;
     let id = app.begin("alice").await;
-    let again = app
-        .call("POST", "/api/auth/start", Some(json!({ "userId": "alice", "provider": "probe_alias" })))
-        .await;
-    let again = again.json();
-    assert_eq!(
-        (again["attached"].as_bool(), again["sessionId"].as_str()),
-        (Some(true), Some(id.to_string().as_str()))
-    );
+    let body = json!({ "userId": "alice", "provider": "probe_alias" });
+    let again = app.call("POST", "/api/auth/start", Some(body)).await.json();
+    let found = (again["attached"].as_bool(), again["sessionId"].as_str());
+    assert_eq!(found, (Some(true), Some(id.to_string().as_str())));
     assert_ne!(app.begin("bob").await, id);
+}
+
+#[tokio::test]
+async fn a_repeated_key_finds_the_first_sign_in_even_after_its_end() {
+    let app = TestApp::start().await;
+    let start = async || {
+        let request = app
+            .request("POST", "/api/auth/start")
+            .header("authorization", format!("Bearer {}", app.token))
+            .header("content-type", "application/json")
+            .header("idempotency-key", "key-1");
+        let body = json!({ "userId": "alice", "provider": "probe" }).to_string();
+        app.send(request.body(body.into()).unwrap()).await.json()
+    };
+    let first = start().await;
+    let id = first["sessionId"].as_str().unwrap().parse().unwrap();
+    app.to_the_person(id).await;
+    app.call("POST", &format!("/api/auth/session/{id}/cancel"), None).await;
+    app.closed(id).await;
+    let again = start().await;
+    assert_eq!((again["attached"].as_bool(), &again["sessionId"]), (Some(true), &first["sessionId"]));
+    assert_ne!(app.begin("alice").await, id, "without the key a new one is started");
+}
+
+#[tokio::test]
+async fn events_tell_the_present_state_first_and_say_when_nothing_can_change_any_more() {
+    let app = TestApp::start().await;
+    let id = app.begin("alice").await;
+    app.to_the_person(id).await;
+    app.call("POST", &format!("/api/auth/session/{id}/cancel"), None).await;
+    let version = app.closed(id).await["version"].to_string();
+    let path = format!("/api/auth/session/{id}/events");
+    let told = app.call("GET", &path, None).await;
+    assert_eq!(told.headers["content-type"], "text/event-stream");
+    for part in ["event: session", &format!("id: {version}"), "\"state\":\"cancelled\""] {
+        assert!(told.text.contains(part), "{part} is missing in {}", told.text);
+    }
+    let request = app.request("GET", &path).header("authorization", format!("Bearer {}", app.token));
+    let request = request.header("last-event-id", version).body(axum::body::Body::empty()).unwrap();
+    assert_eq!(app.send(request).await.status, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]
