@@ -56,6 +56,15 @@ pub(crate) struct Stack {
 impl Stack {
     /// Starts both and waits until the controller is healthy.
     pub(crate) fn start(config: &StackConfig) -> Result<Self> {
+        let stack = Self::start_both(config);
+        if stack.is_err() && config.quiet {
+            let log = fs::read_to_string(config.state_dir.join("controller.log")).unwrap_or_default();
+            eprint!("{log}");
+        }
+        stack
+    }
+
+    fn start_both(config: &StackConfig) -> Result<Self> {
         let demo_dir = config.state_dir.join("demo");
         fs::create_dir_all(&demo_dir).context("create the demo's directory")?;
         let (demo, demo_api) = start_demo(&demo_dir)?;
