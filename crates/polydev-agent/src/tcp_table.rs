@@ -5,19 +5,30 @@
 /// States (linux/include/net/tcp_states.h) in which the connection was established once.
 const ONCE_ESTABLISHED: [u8; 6] = [0x01, 0x04, 0x05, 0x06, 0x08, 0x09];
 
-/// Whether the table shows a connection towards `port` on loopback.
+/// Whether the table shows a connection towards `port` on loopback, from either end: the side that closed first is the
+/// one that lingers.
 pub fn shows_visitor(table: &str, port: u16) -> bool {
-    table.lines().skip(1).filter_map(row).any(|(remote_is_loopback, remote_port, state)| {
-        remote_is_loopback && remote_port == port && ONCE_ESTABLISHED.contains(&state)
+    table.lines().skip(1).filter_map(row).any(|row| {
+        let at_port = |(is_loopback, p): (bool, u16)| is_loopback && p == port;
+        ONCE_ESTABLISHED.contains(&row.state) && (at_port(row.local) || at_port(row.remote))
     })
 }
 
-/// Remote side and state of one line, seen from the connecting end.
-fn row(line: &str) -> Option<(bool, u16, u8)> {
-    let mut fields = line.split_ascii_whitespace().skip(2);
-    let (address, port) = fields.next()?.split_once(':')?;
-    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
-    Some((is_loopback(address), u16::from_str_radix(port, 16).ok()?, state))
+/// One line: whether each end is a loopback address, its port, and the state.
+struct Row {
+    local: (bool, u16),
+    remote: (bool, u16),
+    state: u8,
+}
+
+fn row(line: &str) -> Option<Row> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let end = |field: &str| {
+        let (address, port) = field.split_once(':')?;
+        Some((is_loopback(address), u16::from_str_radix(port, 16).ok()?))
+    };
+    let (local, remote) = (end(fields.next()?)?, end(fields.next()?)?);
+    Some(Row { local, remote, state: u8::from_str_radix(fields.next()?, 16).ok()? })
 }
 
 /// Addresses are printed as 32-bit words in host order (little endian on every platform that polydev runs on).
@@ -54,6 +65,13 @@ mod tests {
         assert!(!shows_visitor(&elsewhere, 1455));
         let connecting = format!("{HEAD}   1: 0100007F:A1B2 0100007F:05AF 02 0:0 0:0 0 1001\n");
         assert!(!shows_visitor(&connecting, 1455));
+    }
+
+    #[test]
+    fn a_connection_that_the_listener_closed_lingers_at_its_end_and_is_seen_there() {
+        let closed = format!("{HEAD}   0: 0100007F:05AF 0100007F:A1B2 06 0:0 0:0 0 0\n");
+        assert!(shows_visitor(&closed, 1455));
+        assert!(!shows_visitor(&closed, 1457));
     }
 
     #[test]

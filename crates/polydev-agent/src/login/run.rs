@@ -183,6 +183,8 @@ impl Login<'_> {
         mut inbox: mpsc::Receiver<Command>,
     ) -> LoginEnd {
         let stop = self.watch(&mut exit, &mut received, &mut inbox).await;
+        // A quick program may have had its visitor and ended between two looks.
+        self.look_for_callback();
         let exit_code = match stop {
             Stop::Exited(code) => Some(code),
             Stop::SignedIn | Stop::Failed(_) | Stop::TimedOut | Stop::Cancelled => {
