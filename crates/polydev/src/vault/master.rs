@@ -128,7 +128,7 @@ impl MasterKeys {
     }
 
     fn from_file(path: &Path) -> Result<Self, VaultError> {
-        Self::parse(path, &*read_secret(path)?)
+        Self::parse(path, &read_secret(path)?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, VaultError> {
