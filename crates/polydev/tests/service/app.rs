@@ -87,11 +87,11 @@ revokes = false
 hosts = ["id.example.test"]
 "#;
 
-pub const SIGN_IN_URL: &str = "https://id.example.test/authorize?state=FAKEstate0123456789&redirect_uri=http%3A%2F%2Flocalhost%3A1455%2Fcallback";
-pub const TOKEN: &str = "FAKE-refresh-token-0123456789abcdef";
+pub(crate) const SIGN_IN_URL: &str = "https://id.example.test/authorize?state=FAKEstate0123456789&redirect_uri=http%3A%2F%2Flocalhost%3A1455%2Fcallback";
+pub(crate) const TOKEN: &str = "FAKE-refresh-token-0123456789abcdef";
 
 /// A controller that is to be.
-pub struct Builder {
+pub(crate) struct Builder {
     slots: u8,
     flags: Vec<(&'static str, String)>,
     limits: Limits,
@@ -100,35 +100,35 @@ pub struct Builder {
 }
 
 /// A running controller.
-pub struct TestApp {
-    pub app: Arc<App>,
-    pub driver: FakeDriver,
-    pub token: String,
+pub(crate) struct TestApp {
+    pub(crate) app: Arc<App>,
+    pub(crate) driver: FakeDriver,
+    pub(crate) token: String,
     router: Router,
     slots: u8,
     dir: TempDir,
 }
 
 /// What came back.
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    pub fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json", "{}", self.text);
         self.json()["code"].as_str().unwrap().to_owned()
     }
 }
 
 impl TestApp {
-    pub fn builder() -> Builder {
+    pub(crate) fn builder() -> Builder {
         Builder {
             slots: 4,
             flags: Vec::new(),
@@ -138,12 +138,12 @@ impl TestApp {
         }
     }
 
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::builder().start().await
     }
 
     /// A request with the API token.
-    pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
         let mut request =
             self.request(method, path).header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         let body = match body {
@@ -157,11 +157,11 @@ impl TestApp {
     }
 
     /// A request that has nothing but the right host.
-    pub fn request(&self, method: &str, path: &str) -> axum::http::request::Builder {
+    pub(crate) fn request(&self, method: &str, path: &str) -> axum::http::request::Builder {
         Request::builder().method(method).uri(path).header(header::HOST, "127.0.0.1:4000")
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
@@ -173,19 +173,24 @@ impl TestApp {
     }
 
     /// Asks for a sign-in of `user`; the answer must be good.
-    pub async fn begin(&self, user: &str) -> SessionId {
+    pub(crate) async fn begin(&self, user: &str) -> SessionId {
         let answer =
             self.call("POST", "/api/auth/start", Some(json!({ "userId": user, "provider": "probe" }))).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
         answer.json()["sessionId"].as_str().unwrap().parse().unwrap()
     }
 
-    pub async fn session(&self, id: SessionId) -> Value {
+    pub(crate) async fn session(&self, id: SessionId) -> Value {
         self.call("GET", &format!("/api/auth/session/{id}"), None).await.json()
     }
 
     /// Waits until the session fulfils `wanted`.
-    pub async fn session_until(&self, id: SessionId, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn session_until(
+        &self,
+        id: SessionId,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let mut last = Value::Null;
         until(what, async || {
             last = self.session(id).await;
@@ -195,12 +200,12 @@ impl TestApp {
     }
 
     /// Waits until the session has closed, and gives it.
-    pub async fn closed(&self, id: SessionId) -> Value {
+    pub(crate) async fn closed(&self, id: SessionId) -> Value {
         self.session_until(id, "the session is closed", |session| session["closed"] == true).await
     }
 
     /// Waits until the agent was asked something, and gives the VM.
-    pub async fn asked(&self, id: SessionId, wanted: impl Fn(&Ask) -> bool) -> (VmId, AgentClient) {
+    pub(crate) async fn asked(&self, id: SessionId, wanted: impl Fn(&Ask) -> bool) -> (VmId, AgentClient) {
         until("the agent was asked", async || {
             let watch = self.app.sessions.watch(id)?;
             let vm = watch.borrow().vm.clone()?;
@@ -211,7 +216,7 @@ impl TestApp {
     }
 
     /// Plays the VM's part up to the person's turn.
-    pub async fn to_the_person(&self, id: SessionId) -> (VmId, AgentClient) {
+    pub(crate) async fn to_the_person(&self, id: SessionId) -> (VmId, AgentClient) {
         let (vm, agent) = self.asked(id, |ask| matches!(ask, Ask::StartLogin(_))).await;
         self.asked(id, |ask| matches!(ask, Ask::StartDesktop { .. })).await;
         let up = ServiceState::Up;
@@ -227,7 +232,7 @@ impl TestApp {
     }
 
     /// The same where the sign-in may have gone on by itself meanwhile.
-    pub async fn to_the_person_or_later(&self, id: SessionId) {
+    pub(crate) async fn to_the_person_or_later(&self, id: SessionId) {
         let (vm, _) = self.asked(id, |ask| matches!(ask, Ask::StartLogin(_))).await;
         let state = DesktopState { painted: true, ..DesktopState::default() };
         self.driver.emit(vm, AgentEvent::Desktop { state });
@@ -236,7 +241,7 @@ impl TestApp {
     }
 
     /// Plays a good end of the login with this credential file.
-    pub async fn finish_login(&self, vm: VmId, agent: &AgentClient, file: &str) {
+    pub(crate) async fn finish_login(&self, vm: VmId, agent: &AgentClient, file: &str) {
         let data = FileBytes::new(file.as_bytes().to_vec());
         let put = FilePut { path: ".probe/auth.json".to_owned(), mode: 0o600, data, merge_json: Vec::new() };
         agent.request(Ask::PutFiles { files: vec![put] }).await.unwrap();
@@ -247,12 +252,12 @@ impl TestApp {
     }
 
     /// VMs that the fake machine has.
-    pub async fn vms(&self) -> Vec<Value> {
+    pub(crate) async fn vms(&self) -> Vec<Value> {
         self.call("GET", "/api/vms", None).await.json()["vms"].as_array().unwrap().clone()
     }
 
     /// A one-time link's token, redeemed: the page's cookie.
-    pub async fn cookie(&self) -> String {
+    pub(crate) async fn cookie(&self) -> String {
         let link =
             self.call("POST", "/api/links", Some(json!({}))).await.json()["url"].as_str().unwrap().to_owned();
         let token = link.split_once('#').unwrap().1;
@@ -264,12 +269,12 @@ impl TestApp {
     }
 
     /// Path of the database.
-    pub fn database(&self) -> PathBuf {
+    pub(crate) fn database(&self) -> PathBuf {
         self.dir.path().join("polydev.db")
     }
 
     /// As after SIGKILL: nothing is told, everything of the controller is dropped; machine and files stay.
-    pub async fn crash(self) -> Builder {
+    pub(crate) async fn crash(self) -> Builder {
         let Self { app, driver, dir, slots, .. } = self;
         app.sessions.abandon();
         app.store.close().await;
@@ -277,28 +282,28 @@ impl TestApp {
         Builder { slots, flags: Vec::new(), limits: Limits::default(), dir: Some(dir), driver }
     }
 
-    pub fn router(&self) -> Router {
+    pub(crate) fn router(&self) -> Router {
         self.router.clone()
     }
 }
 
 impl Builder {
-    pub fn slots(mut self, slots: u8) -> Self {
+    pub(crate) fn slots(mut self, slots: u8) -> Self {
         self.slots = slots;
         self
     }
 
-    pub fn setting(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn setting(mut self, name: &'static str, value: &str) -> Self {
         self.flags.push((name, value.to_owned()));
         self
     }
 
-    pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
+    pub(crate) fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         change(&mut self.limits);
         self
     }
 
-    pub async fn start(self) -> TestApp {
+    pub(crate) async fn start(self) -> TestApp {
         let Self { slots, flags, limits, dir, driver } = self;
         let dir = dir.unwrap_or_else(|| TempDir::new().unwrap());
         let place = |name: &str| dir.path().join(name);
@@ -341,7 +346,7 @@ impl Builder {
 }
 
 /// Looks again and again until there is an answer; fails after the deadline.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let looking = async {
         loop {
             if let Some(found) = look().await {

@@ -1,5 +1,6 @@
 //! The controller as a service: real router, store, vault and session driver; fake VMs that speak the guest channel.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 mod app;
 mod bad_input;
 mod faults;
