@@ -39,9 +39,9 @@ pub(crate) fn web() -> Result<()> {
     step("build the web page", || setup::npm_run("web", "build"))
 }
 
-/// Builds the guest programs, static and small, unless `POLYDEV_GUEST_DIR` names a directory that has them.
+/// Builds the guest programs, static and small, unless `XTASK_GUEST_DIR` names a directory that has them.
 pub(crate) fn guest() -> Result<Guest> {
-    if let Some(dir) = std::env::var_os("POLYDEV_GUEST_DIR").map(PathBuf::from) {
+    if let Some(dir) = std::env::var_os("XTASK_GUEST_DIR").map(PathBuf::from) {
         return Ok(Guest { agent: dir.join("polydev-agent"), desktop: dir.join("polydev-desktop") });
     }
     step("build the guest programs", || {
@@ -102,9 +102,9 @@ fn check_static(program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds `polydev`, unless `POLYDEV_BINARY` names one that is to be used as it is.
+/// Builds `polydev`, unless `XTASK_BINARY` names one that is to be used as it is.
 pub(crate) fn controller(profile: Profile) -> Result<PathBuf> {
-    if let Some(built) = std::env::var_os("POLYDEV_BINARY") {
+    if let Some(built) = std::env::var_os("XTASK_BINARY") {
         return Ok(built.into());
     }
     step("build polydev", || {

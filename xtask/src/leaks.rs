@@ -17,7 +17,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const CGROUP_DEPTH: usize = 6;
 /// Set in the environment of everything that a test run starts.
-pub(crate) const MARK: &str = "POLYDEV_TEST_RUN";
+pub(crate) const MARK: &str = "XTASK_TEST_RUN";
 /// Programs that only we start in a test run, by the name of their executable.
 const PROGRAMS: [&str; 6] =
     ["polydev", "polydev-agent", "polydev-desktop", "Xtigervnc", "qemu-system-x86_64", "runc"];

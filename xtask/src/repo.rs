@@ -1,4 +1,5 @@
-//! Places in the repository and on the machine.
+//! Places in the repository and on the machine. Our own variables begin with `XTASK_`: the controller refuses any
+//! `POLYDEV_` variable that it does not know.
 
 use std::{
     env,
@@ -17,7 +18,7 @@ pub(crate) fn target_dir() -> PathBuf {
 
 /// Downloads, images and tools that outlive a clean checkout.
 pub(crate) fn cache_dir() -> PathBuf {
-    env::var_os("POLYDEV_CACHE_DIR").map_or_else(|| PathBuf::from("/var/cache/polydev"), PathBuf::from)
+    env::var_os("XTASK_CACHE_DIR").map_or_else(|| PathBuf::from("/var/cache/polydev"), PathBuf::from)
 }
 
 /// Golden images.
@@ -27,5 +28,5 @@ pub(crate) fn image_dir() -> PathBuf {
 
 /// State of what `make up` starts; it is kept from one start to the next.
 pub(crate) fn state_dir() -> PathBuf {
-    env::var_os("POLYDEV_STATE_DIR").map_or_else(|| root().join(".polydev"), PathBuf::from)
+    env::var_os("XTASK_STATE_DIR").map_or_else(|| root().join(".polydev"), PathBuf::from)
 }
