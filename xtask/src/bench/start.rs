@@ -44,11 +44,12 @@ pub(super) fn start(options: &Options) -> Result<Report> {
     let polydev = compile::controller(Profile::Release)?;
     compile::image_with(&polydev, &guest)?;
     let state = tempfile::Builder::new().prefix("polydev-bench-").tempdir().context("create a directory")?;
+    let run_dir = PathBuf::from(format!("/run/polydev-bench-{}", std::process::id()));
     let stack = Stack::start(&StackConfig {
         polydev,
         guest,
         state_dir: state.path().to_owned(),
-        run_dir: PathBuf::from(format!("/run/polydev-bench-{}", std::process::id())),
+        run_dir: run_dir.clone(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         driver: options.driver.clone(),
         quiet: true,
@@ -82,6 +83,9 @@ pub(super) fn start(options: &Options) -> Result<Report> {
     });
     let report = Report::new(format!("start {} {driver}", options.provider), rows.collect());
     stack.destroy_vms()?;
+    drop(stack);
+    // Nothing but the lock of the controller is left in it.
+    std::fs::remove_dir_all(&run_dir).with_context(|| format!("remove {}", run_dir.display()))?;
     Ok(report)
 }
 
