@@ -7,7 +7,10 @@ mod egress;
 mod link;
 mod session;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use polydev_core::wire::{
     AgentEvent, Refusal, Reply, Request, StreamHeader, frame,
@@ -74,6 +77,8 @@ pub struct AgentClient {
 struct Shared {
     state: watch::Receiver<LinkState>,
     events: broadcast::Sender<AgentEvent>,
+    /// Receives from the start: an agent says how things stand right after hello, before anybody could subscribe.
+    first_receiver: Mutex<Option<broadcast::Receiver<AgentEvent>>>,
     slow_factor: u32,
     _task: AbortOnDropHandle<()>,
 }
@@ -105,10 +110,18 @@ impl AgentClient {
         options: LinkOptions,
         limit: Duration,
     ) -> Result<Self, AgentError> {
-        let (events, _) = broadcast::channel(EVENT_BACKLOG);
+        let (events, first) = broadcast::channel(EVENT_BACKLOG);
         let slow_factor = options.slow_factor;
         let (state, task) = link::spawn(connector, options, events.clone());
-        let client = Self { shared: Arc::new(Shared { state, events, slow_factor, _task: owned(task) }) };
+        let client = Self {
+            shared: Arc::new(Shared {
+                state,
+                events,
+                first_receiver: Mutex::new(Some(first)),
+                slow_factor,
+                _task: owned(task),
+            }),
+        };
         match timeout_at(Instant::now() + limit, client.session("hello")).await {
             Ok(Ok(_)) => Ok(client),
             Ok(Err(error)) => Err(error),
@@ -131,9 +144,11 @@ impl AgentClient {
         timeout_at(Instant::now() + limit, answer).await.unwrap_or_else(|_| Err(timed_out(op, limit)))
     }
 
-    /// Events from now on. A slow receiver loses the oldest, never blocks the agent.
+    /// Events from now on; the first caller gets those since the connection was made too. A slow receiver loses the
+    /// oldest, never blocks the agent.
     pub fn events(&self) -> broadcast::Receiver<AgentEvent> {
-        self.shared.events.subscribe()
+        let first = self.shared.first_receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| self.shared.events.subscribe())
     }
 
     /// Raw bytes of the guest's VNC server.

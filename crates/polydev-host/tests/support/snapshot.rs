@@ -66,7 +66,7 @@ async fn restored(host: &Host, id: polydev_core::ids::VmId) -> Vm {
     let (width, height) = DESKTOP;
     vm.agent.request(Request::StartDesktop { width, height }).await.unwrap();
     let painted = async {
-        while !matches!(events.recv().await, Ok(AgentEvent::Desktop { state }) if state.painted) {}
+        while !matches!(events.recv().await.unwrap(), AgentEvent::Desktop { state } if state.painted) {}
     };
     timeout(std::time::Duration::from_secs(20), painted).await.expect("the desktop is up already");
     println!("desktop known to be painted: {} ms", began.elapsed().as_millis());
