@@ -79,6 +79,9 @@ pub fn verify(
         return Err(ImageError::NotRoot);
     }
     require(&[("unshare", "util-linux"), ("mount", "mount")])?;
+    if options.boot.is_some() {
+        require(&[("dash", "dash"), ("kmod", "kmod"), ("chroot", "coreutils")])?;
+    }
     let recipe = read_recipe(image)?;
     let scratch = tempfile::Builder::new()
         .prefix("polydev-check-")
@@ -157,7 +160,7 @@ impl Verification<'_> {
         if let Some(boot) = &options.boot {
             report.add(
                 "the kernel loads its modules and mounts the layers",
-                boot::faults(runner, image, &browser, boot)?,
+                boot::faults(runner, image, boot)?,
             );
         }
         while let Some(mount) = mounts.pop() {

@@ -1,4 +1,4 @@
-//! Boots an image's kernel with its modules and layers in QEMU, from an initramfs made of the image's own shell and tools.
+//! Boots an image's kernel with its modules and layers in QEMU, from an initramfs made of the build machine's shell and tools.
 //!
 //! It shows what only a boot can: that the modules load in their order, find the devices, and that the layers stack under this kernel.
 
@@ -16,7 +16,7 @@ use crate::image::error::{ImageError, IoContext};
 use crate::image::lease::Image;
 use crate::image::{elf, tree};
 
-/// Programs of the guest in the initramfs, by the name they get there.
+/// Programs of the build machine in the initramfs, by the name they get there.
 const PROGRAMS: [(&str, &str); 6] = [
     ("sh", "/usr/bin/dash"),
     ("mount", "/usr/bin/mount"),
@@ -36,14 +36,13 @@ const MACHINE: [&str; 10] =
 pub(crate) fn faults(
     runner: &Runner<'_>,
     image: &Image,
-    root: &Path,
     check: &BootCheck,
 ) -> Result<Vec<String>, ImageError> {
     runner.say("boot", "starting QEMU");
     let initramfs = runner.work.join("initramfs");
     let modules = fs::read(image.modules_cpio()).or_io("read", &image.modules_cpio())?;
     let names: Vec<_> = image.manifest().layers.iter().map(|layer| layer.name.as_str()).collect();
-    tree::write(&initramfs, 0o600, [modules, archive(root, &names)?].concat())?;
+    tree::write(&initramfs, 0o600, [modules, archive(&names)?].concat())?;
 
     let mut qemu = runner.offline(&check.qemu);
     qemu.args(MACHINE)
@@ -95,9 +94,9 @@ fn read_faults(console: &str) -> Vec<String> {
     faults
 }
 
-/// An initramfs with the guest's programs, their libraries and the check as `/init`.
-fn archive(root: &Path, layers: &[&str]) -> Result<Vec<u8>, ImageError> {
-    let mut guest = Guest::open(root)?;
+/// An initramfs with the build machine's programs, their libraries and the check as `/init`. The image itself need not have them.
+fn archive(layers: &[&str]) -> Result<Vec<u8>, ImageError> {
+    let mut machine = Guest::open(Path::new("/"))?;
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let mut open: Vec<(String, String)> =
         PROGRAMS.iter().map(|(name, path)| (format!("bin/{name}"), (*path).to_owned())).collect();
@@ -105,10 +104,10 @@ fn archive(root: &Path, layers: &[&str]) -> Result<Vec<u8>, ImageError> {
         if files.contains_key(&name) {
             continue;
         }
-        files.insert(name, guest.read(&path)?);
-        let dynamic = elf::dynamic(&root.join(path.trim_start_matches('/'))).unwrap_or_default();
+        files.insert(name, machine.read(&path)?);
+        let dynamic = elf::dynamic(Path::new(&path)).unwrap_or_default();
         for library in &dynamic.needed {
-            let found = guest.find(&path, &dynamic, library).ok_or_else(|| ImageError::Tree {
+            let found = machine.find(&path, &dynamic, library).ok_or_else(|| ImageError::Tree {
                 path: path.clone().into(),
                 rule: "the boot check needs this program whole",
             })?;
@@ -147,7 +146,9 @@ fn init(layers: &[&str]) -> String {
 export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 exec >/dev/console 2>&1 </dev/null
-fault() {{ echo "{MARK} fault $*"; }}
+# Through the kernel's log, which reaches the serial line before the machine is reset; a terminal's buffer would be lost.
+report() {{ echo "<0>{MARK} $*" >/dev/kmsg; }}
+fault() {{ report "fault $*"; }}
 while read -r module; do insmod "/modules/$module" || fault "module $module: does not load"; done </modules/order
 for driver in {drivers}; do
   [ -e "/sys/bus/virtio/drivers/$driver" ] || fault "driver $driver: is not registered"
@@ -156,7 +157,8 @@ for name in {names}; do
   tries=0; disk=
   while [ -z "$disk" ] && [ $tries -lt 100 ]; do
     for block in /sys/block/vd*; do
-      read -r serial <"$block/serial" 2>/dev/null || continue
+      # The attribute ends without a newline, which `read` reports as failure.
+      serial=; read -r serial <"$block/serial"
       [ "$serial" = "$name" ] && disk=${{block##*/}}
     done
     [ -n "$disk" ] || {{ tries=$((tries + 1)); sleep 0.1; }}
@@ -166,12 +168,12 @@ for name in {names}; do
 done
 mount -t tmpfs tmpfs /up; mkdir /up/upper /up/work
 mount -t overlay -o lowerdir={lower},upperdir=/up/upper,workdir=/up/work overlay /root || fault "overlay: the layers do not stack"
-read -r port </sys/class/virtio-ports/vport*/name
+for entry in /sys/class/virtio-ports/*; do read -r port <"$entry/name"; done
 [ "$port" = "{VIRTIO_CHANNEL}" ] || fault "virtio-serial: port {VIRTIO_CHANNEL} is not there"
 modules=$(while read -r name rest; do echo "$name"; done </proc/modules)
 case "$modules" in *vsock*) ;; *) fault "vsock: is not loaded";; esac
 chroot /root /bin/bash -c 'echo written >/home/dev/file && [ "$(cat /home/dev/file)" = written ]' || fault "/bin/bash: does not run on the stacked layers"
-echo "{MARK} end of check"
+report "end of check"
 echo b >/proc/sysrq-trigger
 "#,
         drivers = DRIVERS.join(" "),
