@@ -1,5 +1,5 @@
 // A person at the page: looks at what is shown, clicks, types. Knows nothing the page does not show.
-import { mkdirSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { settings } from "./settings.mjs";
 import { Hopeless, until } from "./until.mjs";
@@ -138,9 +138,9 @@ export class Person {
     return until(`${command} prints ${expected}`, async () => expected.exec((await seen()).split(command).at(-1)), { deadlineMs, seen });
   }
 
-  /** Keeps a picture of the page for the documentation, if one is asked for. */
+  /** Keeps a picture of the page for the documentation, if one is asked for; the first of each name stays. */
   async keepScreenshot(name) {
-    if (settings.screenshots === "") return;
+    if (settings.screenshots === "" || existsSync(join(settings.screenshots, `${name}.png`))) return;
     mkdirSync(settings.screenshots, { recursive: true });
     await this.page.screenshot({ path: join(settings.screenshots, `${name}.png`) });
   }

@@ -12,7 +12,7 @@ export async function reachSignInPage(person, { provider, user, page = { method:
   const { world } = person;
   const skip = world.requests().length;
   await person.choose(provider, user);
-  await person.keepScreenshot(`${provider}-waiting`);
+  await person.keepScreenshot("waiting");
   await person.sees("awaiting_user", world.limits.page);
   await world.request("the sign-in page was asked for", page, world.limits.page, skip);
   await person.seesPicture("a painted page", ({ white, width, height }) => white > width * height * 0.05, world.limits.input);
@@ -30,11 +30,12 @@ export async function signInByHand(person, { post = { method: "POST", path: SIGN
   await person.type(USER);
   await person.press("Tab");
   await person.type(WRONG_PASSWORD);
+  await person.seesStillPicture(input);
+  await person.keepScreenshot("live-browser");
   await person.press("Enter");
   await world.request("the wrong password was sent", { ...post, status: 401 }, input, skip);
   const refused = await person.seesPicture("that the password was wrong", ({ warning }) => warning > before.warning + 400, input);
   await person.seesStillPicture(input);
-  await person.keepScreenshot("live-browser");
 
   await person.type(PASSWORD);
   await person.press("Enter");

@@ -109,10 +109,10 @@ test("the browser VM is killed while the person types: a clear end, logs to read
     await person.sees("failed", limits.finish);
     assert.match(await person.page.getByTestId("error-code").innerText(), /^[a-z_]+$/);
     await person.seesStep("closed", limits.finish);
-    const address = await person.page.getByRole("link", { name: "agent log" }).getAttribute("href");
+    const address = await person.page.getByRole("link", { name: "console log" }).getAttribute("href");
     const log = await world.api("GET", address);
     assert.equal(log.status, 200);
-    assert.notEqual(log.text, "");
+    assert.match(log.text, /login: codex starts/, "the log reaches up to the kill");
   }));
 
 /** PID 1 of a VM of the container driver, as the machine numbers it. */

@@ -17,7 +17,7 @@ after(async () => {
 
 test("a person signs in to codex through the live browser and codex says so in the terminal", { timeout: limits.test }, () =>
   story(world, "codex", async (person) => {
-    await reachSignInPage(person, { provider: "codex", user: "e2e-codex" });
+    await reachSignInPage(person, { provider: "codex", user: "ada" });
     await signInByHand(person);
     await seesSignedIn(person, { status: "codex login status", signedIn: /Logged in/ });
     await person.keepScreenshot("terminal");

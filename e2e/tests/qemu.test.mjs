@@ -21,7 +21,8 @@ test("a person signs in to codex in a real VM that was restored from a snapshot"
     await signInByHand(person);
     const session = await seesSignedIn(person, { status: "codex login status", signedIn: /Logged in/ });
     const health = (await world.api("GET", "/health")).json;
-    assert.deepEqual([health.driver, health.sharedKernel], ["qemu", false]);
+    assert.match(health.driver, /^qemu/);
+    assert.equal(health.sharedKernel, false);
     assert.ok(session.steps.some((entry) => entry.step === "desktop_ready"));
   }),
 );

@@ -75,14 +75,6 @@ export class Client {
     return (await this.call<{ vms: Vm[] }>("GET", "/api/vms")).vms;
   }
 
-  vm(id: string): Promise<Vm> {
-    return this.call("GET", `/api/vms/${encodeURIComponent(id)}`);
-  }
-
-  destroyVm(id: string): Promise<void> {
-    return this.call("DELETE", `/api/vms/${encodeURIComponent(id)}`);
-  }
-
   async credentials(userId: string): Promise<Credential[]> {
     const query = new URLSearchParams({ userId });
     return (await this.call<{ credentials: Credential[] }>("GET", `/api/credentials?${query}`)).credentials;

@@ -1,14 +1,13 @@
-// The controller's answers, as the page uses them.
+// The controller's answers, as the page uses them: the fields of the API's own description (openapi.d.ts, made by
+// `npm run types`), with the texts that are really a choice of a few spelled out.
 
-export type SessionState =
-  | "queued"
-  | "starting"
-  | "awaiting_user"
-  | "verifying"
-  | "succeeded"
-  | "failed"
-  | "expired"
-  | "cancelled";
+import type { components } from "./openapi";
+
+type Schemas = components["schemas"];
+/** The named fields; the controller always sends them, empty ones as null. */
+type Fields<Name extends keyof Schemas, Field extends keyof Schemas[Name]> = Pick<Required<Schemas[Name]>, Field>;
+
+export type SessionState = "queued" | "starting" | "awaiting_user" | "verifying" | "succeeded" | "failed" | "expired" | "cancelled";
 
 export type Step =
   | "vm_requested"
@@ -25,64 +24,22 @@ export type Step =
 
 export type Lane = "streamed_browser" | "callback_relay" | "device_code";
 
-export interface StepTime {
-  step: Step;
-  /** Milliseconds after the session was created. */
-  atMs: number;
-}
+export type StepTime = Omit<Schemas["StepDto"], "step"> & { step: Step };
 
-export interface SessionError {
-  code: string;
-  title: string;
-  detail: string;
-}
-
-export interface Session {
-  sessionId: string;
-  userId: string;
-  provider: string;
+export type Session = Fields<
+  "SessionDto",
+  "sessionId" | "userId" | "provider" | "error" | "device" | "browserVmId" | "cliVmId" | "queuePosition" | "createdAt" | "endedAt" | "version"
+> & {
   state: SessionState;
   step: Step | null;
   lane: Lane;
   steps: StepTime[];
-  error: SessionError | null;
-  device: { url: string; code: string } | null;
-  browserVmId: string | null;
-  cliVmId: string | null;
-  queuePosition: number | null;
-  createdAt: string;
-  endedAt: string | null;
-  /** Grows with every change. */
-  version: number;
-}
+};
 
-export interface Provider {
-  id: string;
-  name: string;
-  lanes: Lane[];
-  version: string | null;
-}
+export type Provider = Fields<"ProviderDto", "id" | "name" | "version"> & { lanes: Lane[] };
 
-export interface Health {
-  status: string;
-  version: string;
-  driver: string;
-  sharedKernel: boolean;
-  image: string | null;
-  slots: { used: number; total: number };
-  sessions: { active: number };
-}
+export type Health = Fields<"Health", "status" | "version" | "driver" | "sharedKernel" | "image" | "slots" | "sessions">;
 
-export interface Vm {
-  id: string;
-  kind: "browser" | "cli";
-  userId: string | null;
-  state: string;
-}
+export type Vm = Fields<"VmDto", "id" | "userId" | "state"> & { kind: "browser" | "cli" };
 
-export interface Credential {
-  id: string;
-  userId: string;
-  provider: string;
-  createdAt: string;
-}
+export type Credential = Fields<"CredentialDto", "id" | "userId" | "provider" | "createdAt">;

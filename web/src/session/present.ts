@@ -44,7 +44,7 @@ export function isSettled(session: Session): boolean {
 const LABELS: Record<Step, string> = {
   vm_requested: "Disposable VM asked for",
   vm_ready: "VM is running",
-  cli_started: "Tool began its own sign-in",
+  cli_started: "Tool started its sign-in",
   url_captured: "Sign-in page found",
   desktop_ready: "Live browser is up",
   user_active: "You at the keyboard",
