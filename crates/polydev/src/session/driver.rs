@@ -10,7 +10,7 @@ use polydev_core::{
     provider::Provider,
     session::{Effect, Event, SealFailure, Session, State},
     url_rule::{BadCallback, UrlRules, check_callback},
-    wire::{AgentEvent, FileRead, Request, UrlYields},
+    wire::{AgentEvent, FileRead, Request, UrlSource, UrlYields},
 };
 use polydev_host::{AgentError, Vm};
 use tokio::{
@@ -233,7 +233,13 @@ impl Driver {
         std::mem::replace(&mut self.desktop_told, true)
     }
 
+    /// Keeps an address. One that leads back to the tool by itself is not given up for one that needs a code pasted,
+    /// which some tools print beside it.
     pub(super) fn captured(&mut self, url: String, yields: UrlYields) {
+        let kept = self.now.captured.as_ref().map(|captured| captured.yields);
+        if kept == Some(UrlYields::Loopback) && yields == UrlYields::PasteCode {
+            return;
+        }
         self.now.captured = Some(Captured { url: Zeroizing::new(url), yields });
     }
 
@@ -244,7 +250,9 @@ impl Driver {
 
     /// Whether the provider's rules take an address that the guest reported.
     pub(super) fn accepts(&self, url: &str, yields: UrlYields) -> bool {
-        self.rules.accept_any(url) == Some(yields)
+        [UrlSource::BrowserShim, UrlSource::Output]
+            .into_iter()
+            .any(|source| self.rules.accept(source, url) == Some(yields))
     }
 
     pub(super) fn id(&self) -> polydev_core::ids::SessionId {
