@@ -36,7 +36,8 @@ fn current() -> Option<Image> {
 }
 
 fn assert_passes(image: &Image, options: &VerifyOptions) {
-    let report = image::verify(image, options, &Cancel::default(), &tell).unwrap();
+    let report =
+        image::verify(image, options, &Cancel::default(), &tell).unwrap_or_else(|error| panic!("{error}"));
     for line in &report.passed {
         eprintln!("ok: {line}");
     }
