@@ -41,7 +41,7 @@ const OPENBOX: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 </openbox_config>
 "#;
 
-/// Makes everything that the desktop's programs expect to find. The profile is new each time the machine starts.
+/// Makes everything that the desktop's programs expect to find.
 pub(crate) fn prepare() -> io::Result<()> {
     let private = |path: &str| {
         fs::create_dir_all(path)?;
@@ -53,7 +53,6 @@ pub(crate) fn prepare() -> io::Result<()> {
         give(BROWSER_USER.home, 0o700)?;
     }
     private(PLACE)?;
-    private(PROFILE)?;
     fs::create_dir_all("/tmp/.X11-unix")?;
     fs::set_permissions("/tmp/.X11-unix", fs::Permissions::from_mode(0o1777))?;
     fs::write(OPENBOX_SETTINGS, OPENBOX)?;
@@ -64,6 +63,16 @@ pub(crate) fn prepare() -> io::Result<()> {
         fs::create_dir_all(directory)?;
     }
     fs::write(POLICIES, policies())
+}
+
+/// An empty profile for every start of the browser, so that nothing of a crashed one shows or stands in the way.
+pub(crate) fn fresh_profile() -> io::Result<()> {
+    match fs::remove_dir_all(PROFILE) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::create_dir_all(PROFILE)?;
+    give(PROFILE, 0o700)
 }
 
 pub(crate) fn environment() -> BTreeMap<String, String> {

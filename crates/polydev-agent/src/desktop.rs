@@ -187,6 +187,11 @@ async fn run_once(agent: &Rc<Agent>, service: Service, argv: &[String]) -> i32 {
             let _ = std::fs::remove_file(stale);
         }
     }
+    if service == Service::Browser
+        && let Err(error) = browser::fresh_profile()
+    {
+        agent.log.note(service.name(), format_args!("profile not renewed: {error}"));
+    }
     let env = browser::environment();
     let launch = Launch { argv, env: &env, account: &BROWSER_USER, streams: Streams::Output };
     let Child { pid, stdout, stderr, mut exit, .. } = match launch.start(&agent.reaper) {

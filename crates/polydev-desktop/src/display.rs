@@ -110,15 +110,16 @@ impl<T: FnMut(Seen) -> io::Result<()>> Watcher<'_, T> {
 
     fn look_at_active(&mut self) -> Result<(), WatchError> {
         let Some(window) = self.active()? else { return Ok(()) };
-        if self.known.insert(window) {
+        if !self.known.contains(&window) {
             let mask = EventMask::PROPERTY_CHANGE | EventMask::STRUCTURE_NOTIFY;
-            self.x
-                .change_window_attributes(window, &ChangeWindowAttributesAux::new().event_mask(mask))?
-                .check()?;
+            let events = ChangeWindowAttributesAux::new().event_mask(mask);
+            self.x.change_window_attributes(window, &events)?.check()?;
             if !self.painted {
                 let damage = self.x.generate_id()?;
                 self.x.damage_create(damage, window, ReportLevel::NON_EMPTY)?.check()?;
             }
+            // Only now: a window that was gone already may come back, since the server hands ids out again.
+            self.known.insert(window);
         }
         if !self.painted && self.shows_something(window)? {
             self.painted = true;
