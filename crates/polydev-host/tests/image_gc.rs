@@ -1,5 +1,7 @@
 //! Listing, opening and cleaning up images, on directories made for the test.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! Recipes as data: the ones in the repository hold, and a bad one is refused with every fault at once.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
+
 use std::path::{Path, PathBuf};
 
 use polydev_host::image::{BuildOptions, Cancel, ImageError, Mirror, Recipe, build};
