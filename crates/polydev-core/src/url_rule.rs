@@ -62,7 +62,10 @@ impl<'a> HttpUrl<'a> {
         if url.len() > URL_MAX {
             return Err(UrlError::TooLong);
         }
-        let strange = |b: u8| !b.is_ascii_graphic() || matches!(b, b'\\' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}');
+        let strange = |b: u8| {
+            !b.is_ascii_graphic()
+                || matches!(b, b'\\' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
+        };
         if url.bytes().any(strange) {
             return Err(UrlError::Character);
         }
@@ -129,7 +132,9 @@ impl UrlRules {
     pub fn new(rules: &[UrlRule]) -> Result<Self, BadRule> {
         let prepare = |(index, rule): (usize, &UrlRule)| {
             let pattern = match rule.source {
-                UrlSource::BrowserShim if rule.host.is_none() || rule.path.is_none() => return Err(BadRule::Open(index)),
+                UrlSource::BrowserShim if rule.host.is_none() || rule.path.is_none() => {
+                    return Err(BadRule::Open(index));
+                }
                 UrlSource::BrowserShim => None,
                 UrlSource::Output => {
                     let pattern = rule.regex.as_deref().ok_or(BadRule::NoRegex(index))?;
@@ -165,7 +170,11 @@ impl UrlRules {
                 let url = hit.as_str();
                 let fits = HttpUrl::parse(url).is_ok_and(|parsed| fits(rule, &parsed));
                 if fits && !found.iter().any(|f| f.url == url) {
-                    found.push(Found { url: url.to_owned(), yields: rule.yields, at_end: hit.end() == text.len() });
+                    found.push(Found {
+                        url: url.to_owned(),
+                        yields: rule.yields,
+                        at_end: hit.end() == text.len(),
+                    });
                 }
             }
         }
@@ -194,14 +203,19 @@ pub enum BadCallback {
 }
 
 /// Whether an address that a person pasted is the return of this very sign-in.
-pub fn check_callback<'a>(rule: &CallbackRule, sign_in: &str, pasted: &'a str) -> Result<HttpUrl<'a>, BadCallback> {
+pub fn check_callback<'a>(
+    rule: &CallbackRule,
+    sign_in: &str,
+    pasted: &'a str,
+) -> Result<HttpUrl<'a>, BadCallback> {
     let url = HttpUrl::parse(pasted)?;
     let sign_in = HttpUrl::parse(sign_in)?;
     if url.secure || !url.is_loopback() {
         return Err(BadCallback::NotLoopback);
     }
     let redirect = sign_in.query("redirect_uri");
-    let named = redirect.as_deref().and_then(|r| HttpUrl::parse(r).ok()).filter(HttpUrl::is_loopback).map(|r| r.port);
+    let named =
+        redirect.as_deref().and_then(|r| HttpUrl::parse(r).ok()).filter(HttpUrl::is_loopback).map(|r| r.port);
     let allowed = match named {
         Some(port) => port == url.port && (rule.ports.is_empty() || rule.ports.contains(&port)),
         None => rule.ports.contains(&url.port),
@@ -252,7 +266,10 @@ fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), 
     let port = match port {
         "" => default_port,
         text => {
-            let digits = text.strip_prefix(':').filter(|d| d.bytes().all(|b| b.is_ascii_digit())).ok_or(UrlError::Host)?;
+            let digits = text
+                .strip_prefix(':')
+                .filter(|d| d.bytes().all(|b| b.is_ascii_digit()))
+                .ok_or(UrlError::Host)?;
             digits.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Host)?
         }
     };

@@ -24,12 +24,13 @@ pub mod pty;
 pub mod stream;
 
 pub use control::{
-    AgentEvent, AgentFrame, DesktopState, ErrorCode, Identity, Refusal, Reply, Request, RequestFrame, ServiceState,
+    AgentEvent, AgentFrame, DesktopState, ErrorCode, Identity, Refusal, Reply, Request, RequestFrame,
+    ServiceState,
 };
 pub use files::{FileGet, FilePut, FileRead};
 pub use login::{
-    CallbackRule, ExpectStep, FileFormat, JsonRpcStep, LoginEnd, LoginSpec, LoginStdio, RequiredFile, SuccessRule,
-    UrlRule, UrlSource, UrlYields,
+    CallbackRule, ExpectStep, FileFormat, JsonRpcStep, LoginEnd, LoginSpec, LoginStdio, RequiredFile,
+    SuccessRule, UrlRule, UrlSource, UrlYields,
 };
 pub use stream::{EgressReply, StreamHeader};
 

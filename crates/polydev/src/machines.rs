@@ -21,6 +21,13 @@ pub trait Machines: Send + Sync + 'static {
     async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError>;
     /// See [`Host::read_log`].
     async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError>;
+    /// See [`Host::prepare_templates`].
+    async fn prepare_templates(
+        &self,
+        vcpus: u8,
+        memory_mib: u32,
+        desktop_px: (u16, u16),
+    ) -> Result<(), HostError>;
     /// Whether VMs can be made at all.
     fn ready(&self) -> Result<(), HostError>;
     /// See [`Host::status`].
@@ -46,6 +53,14 @@ impl Machines for Host {
     }
     async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
         Host::read_log(self, id, kind, max_bytes).await
+    }
+    async fn prepare_templates(
+        &self,
+        vcpus: u8,
+        memory_mib: u32,
+        desktop_px: (u16, u16),
+    ) -> Result<(), HostError> {
+        Host::prepare_templates(self, vcpus, memory_mib, desktop_px).await
     }
     fn ready(&self) -> Result<(), HostError> {
         Ok(())
@@ -111,6 +126,9 @@ impl Machines for Unavailable {
     }
     async fn read_log(&self, id: VmId, _: LogKind, _: usize) -> Result<String, HostError> {
         Err(HostError::NoSuchVm(id))
+    }
+    async fn prepare_templates(&self, _: u8, _: u32, _: (u16, u16)) -> Result<(), HostError> {
+        Err(self.error())
     }
     fn ready(&self) -> Result<(), HostError> {
         Err(self.error())

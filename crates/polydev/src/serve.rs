@@ -198,6 +198,8 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let app =
         App::new(Parts { config, listen, clock, store, vault, machines, egress, providers, access, limits });
     app.recover().await?;
+    // Not before: what is being made there belongs to no session, so recovering would take it for a leftover.
+    prepare(&app);
     let (link, _) = app.access.new_link(app.clock.now_ms())?;
     tracing::info!(%listen, driver = app.machines.status().driver, "polydev is listening");
     // The one thing a person needs; on stdout so that scripts can take it from there.
@@ -239,7 +241,6 @@ async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn M
                     "guests share this machine's kernel: for demos and tests only"
                 );
             }
-            prepare(&host, config);
             Ok(Arc::new(host))
         }
         Err(error) => {
@@ -250,10 +251,14 @@ async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn M
 }
 
 /// Has the driver make in the background what makes browser VMs start fast; without it they start cold.
-fn prepare(host: &Host, config: &Config) {
-    let (host, size, desktop_px) = (host.clone(), config.vms.browser, config.vms.desktop_px);
+fn prepare(app: &App) {
+    let (machines, size, desktop_px) =
+        (Arc::clone(&app.machines), app.config.vms.browser, app.config.vms.desktop_px);
+    if machines.ready().is_err() {
+        return;
+    }
     tokio::spawn(async move {
-        match host.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await {
+        match machines.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await {
             Ok(()) => tracing::info!("browser VMs start fast from now on"),
             Err(error) => tracing::warn!(%error, "browser VMs start cold"),
         }

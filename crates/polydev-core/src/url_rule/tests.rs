@@ -16,7 +16,15 @@ fn shim_rule() -> UrlRule {
 
 fn output_rule(regex: &str, yields: UrlYields) -> UrlRule {
     let (host, path, require_query) = (None, None, vec![]);
-    UrlRule { source: UrlSource::Output, yields, host, path, require_query, regex: Some(regex.into()), ..shim_rule() }
+    UrlRule {
+        source: UrlSource::Output,
+        yields,
+        host,
+        path,
+        require_query,
+        regex: Some(regex.into()),
+        ..shim_rule()
+    }
 }
 
 const GOOD: &str = "https://auth.openai.com/oauth/authorize?client_id=FAKE&redirect_uri=http%3A%2F%2F127.0.0.1%3A1455%2Fauth%2Fcallback&state=s1";
@@ -56,7 +64,12 @@ fn scheme_and_host_are_matched_without_regard_to_case() {
 
 #[test]
 fn a_rule_for_a_test_provider_names_its_scheme_and_port() {
-    let rule = UrlRule { scheme: Some("http".into()), port: Some(8080), host: Some("demo.test".into()), ..shim_rule() };
+    let rule = UrlRule {
+        scheme: Some("http".into()),
+        port: Some(8080),
+        host: Some("demo.test".into()),
+        ..shim_rule()
+    };
     let rules = UrlRules::new(&[rule]).unwrap();
     let query = "/oauth/authorize?client_id=a&redirect_uri=b&state=c";
     assert!(rules.accept(UrlSource::BrowserShim, &format!("http://demo.test:8080{query}")).is_some());
@@ -111,7 +124,9 @@ fn only_the_return_of_this_sign_in_is_replayed() {
         assert_eq!(check(pasted), Err(why), "{pasted}");
     }
     let any_port = CallbackRule { ports: vec![], path: "/auth/callback".into() };
-    assert!(check_callback(&any_port, GOOD, "http://localhost:1455/auth/callback?code=FAKE&state=s1").is_ok());
+    assert!(
+        check_callback(&any_port, GOOD, "http://localhost:1455/auth/callback?code=FAKE&state=s1").is_ok()
+    );
 }
 
 proptest! {
