@@ -137,13 +137,18 @@ impl Agent {
         }
     }
 
-    /// Cuts the connection once the last reply had time to leave; then maybe powers off.
+    /// Cuts the present connection once the last reply had time to leave; then maybe powers off.
     pub(crate) fn close_session_soon(self: &Rc<Self>, power_off: bool) {
         let agent = self.clone();
+        let closing = self.session.borrow().clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(LAST_WORDS).await;
-            agent.opener.borrow_mut().take();
-            agent.replace_session(None);
+            // A snapshot may lie between this and the line above: then the session of now is another host's.
+            let present = agent.session.borrow().as_ref().map(AbortHandle::id);
+            if present == closing.as_ref().map(AbortHandle::id) {
+                agent.opener.borrow_mut().take();
+                agent.replace_session(None);
+            }
             if power_off {
                 agent.power_off.notify_one();
             }

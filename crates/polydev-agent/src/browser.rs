@@ -6,12 +6,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{PermissionsExt, chown, lchown},
     path::Path,
 };
 
 use polydev_core::guest::{BROWSER_USER, DESKTOP_PATH, DISPLAY, RUN_DIR, VNC_SOCKET};
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
 
 use crate::process::base_env;
 
@@ -21,6 +25,11 @@ const PROFILE: &str = "/run/polydev/desktop/profile";
 const AUTHORITY: &str = "/run/polydev/desktop/xauthority";
 const OPENBOX_SETTINGS: &str = "/run/polydev/desktop/openbox.xml";
 const POLICIES: &str = "/etc/chromium/policies/managed/polydev.json";
+/// In the profile: the running browser's socket and, as a link into nowhere, who runs it.
+const SOCKET: &str = "SingletonSocket";
+const LOCK: &str = "SingletonLock";
+/// More than any answer on that socket.
+const ANSWER_MAX: u64 = 64;
 /// The X server's own socket.
 pub(crate) const X_SOCKET: &str = "/tmp/.X11-unix/X1";
 
@@ -73,6 +82,46 @@ pub(crate) fn fresh_profile() -> io::Result<()> {
     }
     fs::create_dir_all(PROFILE)?;
     give(PROFILE, 0o700)
+}
+
+/// Gives the browser that runs a command line, as a second start of it would: the profile's lock is a socket which takes
+/// "START", the working directory and the arguments, each ended by a zero byte, and answers "ACK" or "SHUTDOWN"
+/// (Chromium: chrome/browser/process_singleton_posix.cc). A second start costs an emulated machine half a minute.
+pub(crate) async fn tell_running(argv: &[String]) -> io::Result<()> {
+    tell(&Path::new(PROFILE).join(SOCKET), argv).await
+}
+
+async fn tell(socket: &Path, argv: &[String]) -> io::Result<()> {
+    let mut browser = UnixStream::connect(socket).await?;
+    let mut words = vec!["START", BROWSER_USER.home];
+    words.extend(argv.iter().map(String::as_str));
+    browser.write_all(words.join("\0").as_bytes()).await?;
+    // It reads to the end.
+    browser.shutdown().await?;
+    let mut answer = Vec::new();
+    (&mut browser).take(ANSWER_MAX).read_to_end(&mut answer).await?;
+    if answer == b"ACK" { Ok(()) } else { Err(io::Error::other("it did not accept a page")) }
+}
+
+/// Puts the machine's new name into the lock of the profile: a browser that finds another one there takes the profile
+/// for one in use on another machine.
+pub(crate) fn rename_lock(hostname: &str) -> io::Result<()> {
+    rename_lock_in(Path::new(PROFILE), hostname)
+}
+
+fn rename_lock_in(profile: &Path, hostname: &str) -> io::Result<()> {
+    let lock = profile.join(LOCK);
+    let owner = match fs::read_link(&lock) {
+        Ok(owner) => owner,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // `<host name>-<process>`
+    let Some((_, process)) = owner.to_str().and_then(|owner| owner.rsplit_once('-')) else { return Ok(()) };
+    let new = profile.join("PolydevLock");
+    std::os::unix::fs::symlink(format!("{hostname}-{process}"), &new)?;
+    lchown(&new, Some(BROWSER_USER.uid), Some(BROWSER_USER.gid))?;
+    fs::rename(new, lock)
 }
 
 pub(crate) fn environment() -> BTreeMap<String, String> {
@@ -228,5 +277,36 @@ mod tests {
         let entry = authority(&[7; 16]);
         let expected = [&b"\xff\xff\0\0\0\x011\0\x12MIT-MAGIC-COOKIE-1\0\x10"[..], &[7; 16]].concat();
         assert_eq!(entry, expected);
+    }
+
+    #[test]
+    fn the_profiles_lock_takes_the_machines_new_name() {
+        let profile = tempfile::tempdir().unwrap();
+        rename_lock_in(profile.path(), "no-lock-yet").unwrap();
+        let lock = profile.path().join(LOCK);
+        std::os::unix::fs::symlink("polydev-old-94", &lock).unwrap();
+        rename_lock_in(profile.path(), "polydev-new").unwrap();
+        assert_eq!(fs::read_link(&lock).unwrap(), Path::new("polydev-new-94"));
+        assert_eq!(fs::read_dir(profile.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_running_browser_is_told_what_a_second_start_would_tell_it() {
+        let place = tempfile::tempdir().unwrap();
+        let socket = place.path().join(SOCKET);
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let browser = async |answer: &[u8]| {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            let mut asked = String::new();
+            peer.read_to_string(&mut asked).await.unwrap();
+            peer.write_all(answer).await.unwrap();
+            asked
+        };
+        let argv = ["chromium".to_owned(), "https://a.test/".to_owned()];
+        let (told, asked) = tokio::join!(tell(&socket, &argv), browser(b"ACK"));
+        told.unwrap();
+        assert_eq!(asked, "START\0/home/browser\0chromium\0https://a.test/");
+        let (told, _) = tokio::join!(tell(&socket, &argv), browser(b"SHUTDOWN"));
+        told.unwrap_err();
     }
 }

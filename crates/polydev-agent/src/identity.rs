@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::{
     Surroundings,
     agent::Agent,
-    catcher,
+    browser, catcher,
     control::{refuse, refuse_os},
 };
 
@@ -75,6 +75,7 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     {
         best_effort("host name", named);
     }
+    best_effort("profile's lock", browser::rename_lock(&identity.hostname));
     let name = &identity.hostname;
     for (path, content) in [
         ("/etc/hostname", format!("{name}\n")),

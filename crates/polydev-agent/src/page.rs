@@ -22,15 +22,18 @@ use crate::{
     process::{Launch, Streams, signal_group},
 };
 
-/// All tries together; emulated machines are an order of magnitude slower than others.
+/// How long a page may take; emulated machines are an order of magnitude slower than others. Starts over once when its
+/// host answers: what comes then is up to the page.
 const LIMIT: Duration = Duration::from_secs(180);
-/// How long each try is given before the next; the last one is repeated.
-const TRIES: [Duration; 4] =
-    [Duration::from_secs(15), Duration::from_secs(20), Duration::from_secs(30), Duration::from_secs(40)];
+/// How long each try is given before the next; the last one is repeated. A person may be typing into what the try before
+/// has opened, so there is a next one only while nothing was seen of the page's host.
+const TRIES: [Duration; 3] = [Duration::from_secs(20), Duration::from_secs(40), Duration::from_secs(60)];
 /// How often the host's traffic is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-/// How long the call that hands an address over may run.
-const HAND_OVER_LIMIT: Duration = Duration::from_secs(60);
+/// How long the running browser may take to accept an address.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a second browser that only hands an address over may run.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(90);
 /// How long a refused connection is taken for one that may still succeed.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(20);
 
@@ -80,11 +83,12 @@ fn begin(agent: &Rc<Agent>, url: String) {
 }
 
 async fn show(agent: &Rc<Agent>, url: &str) -> Result<(), String> {
-    let deadline = Instant::now() + LIMIT;
+    let mut deadline = Instant::now() + LIMIT;
     let parsed = HttpUrl::parse(url).map_err(|error| error.to_string())?;
     let before = agent.catcher.traffic(&parsed.host);
     let mut tries = TRIES.into_iter().chain(std::iter::repeat(TRIES[TRIES.len() - 1]));
     let began = Instant::now();
+    let mut answered = false;
     loop {
         let painted = async {
             while !agent.desktop.state().painted {
@@ -92,11 +96,16 @@ async fn show(agent: &Rc<Agent>, url: &str) -> Result<(), String> {
             }
         };
         timeout_at(deadline, painted).await.map_err(|_| "the browser did not come up".to_owned())?;
-        tokio::task::spawn_local(hand_over(agent.clone(), url.to_owned()));
-        let try_end = (Instant::now() + tries.next().unwrap_or(LIMIT)).min(deadline);
-        while Instant::now() < try_end {
+        let handing_over = tokio::task::spawn_local(hand_over(agent.clone(), url.to_owned()));
+        let patience = tries.next().unwrap_or(LIMIT);
+        let mut handed_over_at = None;
+        loop {
             let now = agent.catcher.traffic(&parsed.host);
-            let answered = parsed.is_loopback() || now.bytes_back > before.bytes_back;
+            if !answered && (parsed.is_loopback() || now.bytes_back > before.bytes_back) {
+                answered = true;
+                deadline = Instant::now() + LIMIT;
+                agent.log.note("page", "its host answers");
+            }
             let title = agent.desktop.title();
             if answered && is_certificate_error(&title) {
                 return Err("the browser does not trust the page's certificate".to_owned());
@@ -104,24 +113,40 @@ async fn show(agent: &Rc<Agent>, url: &str) -> Result<(), String> {
             if answered && is_page(&title) {
                 return Ok(());
             }
-            if !answered && now.refused > before.refused && began.elapsed() > REFUSAL_LIMIT {
+            let refused = now.refused > before.refused;
+            if !answered && refused && began.elapsed() > REFUSAL_LIMIT {
                 return Err("connections to the sign-in page are refused".to_owned());
             }
+            if Instant::now() >= deadline {
+                return Err("the page did not come up in time".to_owned());
+            }
             if !agent.desktop.state().painted {
+                // Another browser will come, with nothing open.
+                answered = false;
                 break;
+            }
+            if handing_over.is_finished() {
+                let since = *handed_over_at.get_or_insert_with(Instant::now);
+                let contacted = answered || refused || now.connected > before.connected;
+                if !contacted && since.elapsed() > patience {
+                    break;
+                }
             }
             let _ = timeout(LOOK_PAUSE, agent.desktop.changed()).await;
         }
-        if Instant::now() >= deadline {
-            return Err("the page did not come up in time".to_owned());
-        }
+        handing_over.abort();
         agent.log.note("page", "not there yet, opened again");
     }
 }
 
-/// Starts the browser's program with the address: the one that runs already takes it over.
+/// Gives the address to the browser that runs: by its socket, or if that fails as any second start of it would.
 async fn hand_over(agent: Rc<Agent>, url: String) {
     let argv = browser::chromium(Some(&url));
+    match timeout(ACCEPT_LIMIT, browser::tell_running(&argv)).await {
+        Ok(Ok(())) => return agent.log.note("page", "handed over"),
+        Ok(Err(error)) => agent.log.note("page", format_args!("the browser's socket: {error}")),
+        Err(_) => agent.log.note("page", "the browser did not accept the address in time"),
+    }
     let env = browser::environment();
     let launch = Launch { argv: &argv, env: &env, account: &BROWSER_USER, streams: Streams::Null };
     match launch.start(&agent.reaper) {
