@@ -33,5 +33,7 @@ export function limitsOf(driver) {
     finish: 120_000 * factor,
     terminal: 60_000 * factor,
     test: 400_000 * factor,
+    /** Until the snapshot is made that emulated browser VMs start from. */
+    snapshot: 480_000,
   };
 }

@@ -101,6 +101,21 @@ pub enum LogKind {
     Agent,
 }
 
+/// Whether browser VMs start as fast as their driver can start them; see [`Host::prepare_templates`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastStart {
+    /// Nobody asked for it.
+    #[default]
+    None,
+    /// What it needs is being made; until then VMs start cold.
+    Preparing,
+    /// It is all there.
+    Ready,
+    /// It could not be made; VMs start cold.
+    Failed,
+}
+
 /// For `/health`, `/metrics`, `doctor` and the page's badge.
 #[derive(Debug, Clone, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -111,6 +126,8 @@ pub struct HostStatus {
     pub shared_kernel: bool,
     /// Golden image in use.
     pub image: String,
+    /// How browser VMs start.
+    pub fast_start: FastStart,
     /// Slots in use.
     pub slots_used: usize,
     /// Slots there are.
@@ -142,6 +159,7 @@ struct Inner {
     drivers: Vec<Arc<dyn Driver>>,
     records: Records,
     slots: Mutex<Slots>,
+    fast_start: Mutex<FastStart>,
     cells: Mutex<BTreeMap<VmId, Cell>>,
 }
 
@@ -182,7 +200,9 @@ impl Host {
         }
         let slots = Mutex::new(slots);
         let cells = Mutex::default();
-        let inner = Arc::new(Inner { config, egress, places, image, drivers, records, slots, cells });
+        let fast_start = Mutex::default();
+        let inner =
+            Arc::new(Inner { config, egress, places, image, drivers, records, slots, fast_start, cells });
         let cutter = AbortOnDropHandle::new(cut_logs(Arc::clone(&inner)));
         Ok(Self { inner, _log_cutter: Arc::new(cutter) })
     }
@@ -233,7 +253,10 @@ impl Host {
         memory_mib: u32,
         desktop_px: (u16, u16),
     ) -> Result<(), HostError> {
-        self.inner.driver().prepare(vcpus, memory_mib, desktop_px).await
+        self.inner.set_fast_start(FastStart::Preparing);
+        let prepared = self.inner.driver().prepare(vcpus, memory_mib, desktop_px).await;
+        self.inner.set_fast_start(if prepared.is_ok() { FastStart::Ready } else { FastStart::Failed });
+        prepared
     }
 
     /// Removes a user's CLI disk for good. Refused while a VM uses it.
@@ -269,6 +292,7 @@ impl Host {
             driver: info.shown.to_owned(),
             shared_kernel: info.shared_kernel,
             image: self.inner.image.clone(),
+            fast_start: *self.inner.fast_start.lock().unwrap_or_else(PoisonError::into_inner),
             slots_used: slots.used(),
             slots_total: slots.total(),
         }
@@ -291,6 +315,10 @@ impl Inner {
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_fast_start(&self, to: FastStart) {
+        *self.fast_start.lock().unwrap_or_else(PoisonError::into_inner) = to;
     }
 
     fn cell(&self, id: VmId) -> Cell {

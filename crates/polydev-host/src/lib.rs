@@ -23,5 +23,5 @@ pub use config::{DriverChoice, HostConfig};
 pub use driver::probe::DriverProbe;
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
 pub use error::HostError;
-pub use host::{CreateVm, Host, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, VmKind};
+pub use host::{CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, VmKind};
 pub use record::VmRecord;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use polydev_core::ids::VmId;
-use polydev_host::{CreateVm, Host, HostError, HostStatus, LogKind, ReclaimReport, Vm};
+use polydev_host::{CreateVm, FastStart, Host, HostError, HostStatus, LogKind, ReclaimReport, Vm};
 
 /// Runs VMs.
 #[async_trait]
@@ -138,6 +138,7 @@ impl Machines for Unavailable {
             driver: "none".into(),
             shared_kernel: false,
             image: String::new(),
+            fast_start: FastStart::None,
             slots_used: 0,
             slots_total: self.slots,
         }

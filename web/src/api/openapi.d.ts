@@ -409,6 +409,11 @@ export interface components {
         Health: {
             /** @description `qemu`, `container`, or `none`. */
             driver: string;
+            /**
+             * @description `ready` when browser VMs start as fast as the driver can start them, `preparing` while what that needs is being
+             *     made, `failed` when it could not be made, `none` when nothing was asked for.
+             */
+            fastStart: string;
             /** @description Id of the golden image. */
             image?: string | null;
             /** @description Why no VM can be made. */

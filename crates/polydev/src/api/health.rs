@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use polydev_host::FastStart;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -22,6 +23,9 @@ pub(super) struct Health {
     shared_kernel: bool,
     /// Id of the golden image.
     image: Option<String>,
+    /// `ready` when browser VMs start as fast as the driver can start them, `preparing` while what that needs is being
+    /// made, `failed` when it could not be made, `none` when nothing was asked for.
+    fast_start: &'static str,
     /// Places for VMs.
     slots: SlotCount,
     /// Sign-ins.
@@ -54,6 +58,12 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Json<Health> {
         driver: status.driver,
         shared_kernel: status.shared_kernel,
         image: Some(status.image).filter(|image| !image.is_empty()),
+        fast_start: match status.fast_start {
+            FastStart::None => "none",
+            FastStart::Preparing => "preparing",
+            FastStart::Ready => "ready",
+            FastStart::Failed => "failed",
+        },
         slots: SlotCount { used, total },
         sessions: SessionCount { active: app.sessions.active() },
         reason,

@@ -4,7 +4,8 @@
 //! and the state of the devices. What makes a VM one of its own is handed over after the restore.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,8 +27,8 @@ use crate::{
     driver::{Driver, SocketConnector},
     egress::NoEgress,
     error::HostError,
-    host::VmKind,
-    process,
+    host::{LogKind, VmKind},
+    logs, process,
     record::write_durably,
 };
 
@@ -44,8 +45,6 @@ const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
 const HANG_UP_LIMIT: Duration = Duration::from_secs(5);
 /// Where Debian's package puts QEMU.
 const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
-/// How long an emulated agent may take to be done with a connection that is over.
-const AFTER_QUIESCE: Duration = Duration::from_secs(4);
 /// Templates kept; older ones are those of earlier builds.
 const KEPT: usize = 2;
 /// Device state, in the template's directory and, as a link, in a restored VM's.
@@ -139,7 +138,17 @@ impl QemuDriver {
             qmp.migrated(MIGRATE_LIMIT).await?;
             qmp.run("cont", json!({})).await.map(drop)
         };
-        load.await.map_err(os("restore"))
+        load.await.map_err(os("restore"))?;
+        self.note_restored(id, dir, template).map_err(os("write the log of"))
+    }
+
+    /// QEMU says nothing of where a VM came from; its log is to.
+    fn note_restored(&self, id: VmId, dir: &Path, template: &Path) -> io::Result<()> {
+        let name = template.file_name().unwrap_or_default().to_string_lossy();
+        let mut log = logs::open_append(&dir.join(LogKind::Driver.file_name()))?;
+        writeln!(log, "restored from template {name}")?;
+        tracing::info!(vm.id = %id, template = %name, "VM restored");
+        Ok(())
     }
 
     /// Removes a template that does not work, and what its attempt left in a VM's run directory.
@@ -181,9 +190,6 @@ impl QemuDriver {
         let about = async {
             let mut qmp = Qmp::connect(&run.join(QMP), || self.has_process(id)).await?;
             hung_up(&mut qmp).await?;
-            // The agent closes its session a moment after its answer; saved before that, it would close the first
-            // session of every restored VM.
-            sleep(AFTER_QUIESCE).await;
             qmp.run("stop", json!({})).await?;
             ignore_shared(&mut qmp).await?;
             qmp.run("migrate", json!({ "uri": format!("exec:cat > {DEVICES}") })).await?;
