@@ -10,7 +10,7 @@ export class TooLate extends Error {}
  * Asks `probe` until it answers something true, and gives that answer. A probe that throws counts as "not yet", except
  * for a Hopeless error: that one says that waiting is of no use. `seen` words what was there instead.
  */
-export async function until(what, probe, { deadlineMs, seen = () => "" }) {
+export async function until(what, probe, { deadlineMs, everyMs = EVERY_MS, seen = () => "" }) {
   const end = performance.now() + deadlineMs;
   let last = null;
   for (;;) {
@@ -26,7 +26,7 @@ export async function until(what, probe, { deadlineMs, seen = () => "" }) {
       const there = await Promise.resolve(seen()).catch((error) => `(${error.message})`);
       throw new TooLate(`${what}: not within ${deadlineMs} ms. ${there}`, { cause: last });
     }
-    await pause(EVERY_MS);
+    await pause(everyMs);
   }
 }
 

@@ -24,7 +24,8 @@ export class World {
   vmIds = new Set();
   #browsers = [];
 
-  static async start({ driver = "container", env = {} } = {}) {
+  /** `browser: false` is for tests in which nobody looks at the page. */
+  static async start({ driver = "container", env = {}, browser = true } = {}) {
     checkSettings();
     const world = new World();
     world.driver = driver;
@@ -36,7 +37,7 @@ export class World {
     try {
       await world.#startDemo();
       await world.startController();
-      await world.#openBrowser();
+      if (browser) await world.#openBrowser();
       return world;
     } catch (error) {
       await world.#stopAll().catch(() => {});
@@ -71,6 +72,20 @@ export class World {
     this.origin = origin;
     this.link = `${origin}/open#${token}`;
     this.apiToken = readFileSync(this.path("data/api-token"), "utf8").trim();
+  }
+
+  /** Ends the controller as a crash would; VMs, files and the database stay as they are. */
+  async crashController() {
+    await this.controller.stop("SIGKILL");
+  }
+
+  /** Turns knobs of the demo network, see its README. */
+  async setDemo(knobs) {
+    const token = readFileSync(this.path("demo/control-token"), "utf8").trim();
+    const address = `http://127.0.0.1:${this.demoPorts.httpPort}/control/settings`;
+    const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
+    const answer = await fetch(address, { method: "PUT", headers, body: JSON.stringify(knobs) });
+    if (!answer.ok) throw new Error(`the demo network refuses ${JSON.stringify(knobs)}: ${answer.status} ${await answer.text()}`);
   }
 
   async #openBrowser() {
