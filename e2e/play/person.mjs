@@ -104,7 +104,7 @@ export class Person {
     await until("the picture stands still", async () => {
       const { changed } = await this.picture();
       still = changed <= CARET_PX ? still + 1 : 0;
-      return still >= 4;
+      return still >= this.world.limits.stillLooks;
     }, { deadlineMs, seen: async () => JSON.stringify(await this.picture()) });
   }
 

@@ -33,6 +33,8 @@ export function limitsOf(driver) {
     finish: 120_000 * factor,
     terminal: 60_000 * factor,
     test: 400_000 * factor,
+    /** Looks in a row at a picture that does not change, after which it is taken for a complete one. */
+    stillLooks: driver === "qemu" ? 20 : 4,
     /** Until the snapshot is made that emulated browser VMs start from. */
     snapshot: 480_000,
   };

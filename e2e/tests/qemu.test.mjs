@@ -37,7 +37,9 @@ test("a person signs in to codex in a real VM that was restored from a snapshot"
 
     const logOf = async (vm, kind) => (await world.api("GET", `/api/vms/${vm}/logs/${kind}`)).text;
     assert.match(await logOf(session.browserVmId, "driver"), /^restored from template [0-9a-f]{16}$/m);
-    assert.doesNotMatch(await logOf(session.browserVmId, "agent"), /opened again/, "the page was opened once");
+    const agent = await logOf(session.browserVmId, "agent");
+    assert.match(agent, /page: handed over$/m, "the browser of the snapshot took the page");
+    assert.doesNotMatch(agent, /opened again/, "the page was opened once");
     assert.doesNotMatch(await logOf(session.cliVmId, "driver"), /restored/, "a workspace boots from its own disk");
   }),
 );

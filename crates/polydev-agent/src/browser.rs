@@ -157,6 +157,10 @@ pub(crate) fn x_server(width: u16, height: u16) -> Vec<String> {
         "-AcceptSetDesktopSize=1",
         "-desktop",
         "polydev",
+        // Viewers repeat held keys themselves. A slow machine learns late that a key was let go, and would repeat what
+        // was pressed once.
+        "-ardelay",
+        "600000",
     ])
 }
 
