@@ -1,7 +1,7 @@
 //! The agent's log: the last lines in memory, the important ones on the console too.
 //!
 //! Never receives a URL with a query, a code or file content; output of supervised programs is cleaned by
-//! [`crate::output::scrub`] before it comes here.
+//! [`polydev_core::scrub`] before it comes here.
 
 use std::{cell::RefCell, collections::VecDeque, fmt::Display, io::Write, rc::Rc, time::Instant};
 

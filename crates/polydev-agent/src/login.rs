@@ -1,4 +1,4 @@
-//! The login under way: at most one. Requests and shim calls come in here, [`run`](self::run) does the work.
+//! The login under way: at most one. Requests and shim calls come in here, [`run`] does the work.
 
 mod rpc;
 mod run;

@@ -2,7 +2,7 @@
 //!
 //! One byte connection per VM, whatever the driver: a unix socket (container), a virtio-serial port (QEMU) or a
 //! vsock stream (Firecracker). It starts with a [`preamble`], after which both sides speak yamux with the host as
-//! client; either side may open streams. Every yamux stream begins with one [frame](frame) holding a
+//! client; either side may open streams. Every yamux stream begins with one [frame] holding a
 //! [`StreamHeader`], then continues as that header says:
 //!
 //! | header | opened by | then |

@@ -1,4 +1,4 @@
-//! Keeps one VM's connection up: dials, lets a [session](super::session) run, dials again while the VM lives.
+//! Keeps one VM's connection up: dials, lets a [session] run, dials again while the VM lives.
 
 use std::{io, sync::Arc, time::Duration};
 
