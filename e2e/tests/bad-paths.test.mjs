@@ -109,10 +109,13 @@ test("the browser VM is killed while the person types: a clear end, logs to read
     await person.sees("failed", limits.finish);
     assert.match(await person.page.getByTestId("error-code").innerText(), /^[a-z_]+$/);
     await person.seesStep("closed", limits.finish);
-    const address = await person.page.getByRole("link", { name: "console log" }).getAttribute("href");
-    const log = await world.api("GET", address);
-    assert.equal(log.status, 200);
-    assert.match(log.text, /login: codex starts/, "the log reaches up to the kill");
+    for (const [name, reachesTo] of [["console", /login: codex starts/], ["agent", /login: codex starts/]]) {
+      const address = await person.page.getByRole("link", { name: `${name} log` }).getAttribute("href");
+      const log = await world.api("GET", address);
+      assert.equal(log.status, 200);
+      assert.match(log.text, reachesTo, `the ${name} log reaches up to the kill`);
+    }
+    assert.equal((await world.api("GET", `/api/vms/${browserVmId}/logs/driver`)).status, 200);
   }));
 
 /** PID 1 of a VM of the container driver, as the machine numbers it. */

@@ -1,5 +1,6 @@
 //! The host: creates, finds again and destroys VMs.
 
+mod agent_logs;
 mod lifecycle;
 mod reclaim;
 
@@ -32,8 +33,8 @@ use crate::{
     slots::Slots,
 };
 
-/// How often growing logs are looked at.
-const LOG_CUT_EVERY: Duration = Duration::from_secs(2);
+/// How often growing logs are cut and agents' logs copied.
+const LOGS_EVERY: Duration = Duration::from_secs(2);
 
 /// What a VM is for.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -147,7 +148,7 @@ pub struct ReclaimReport {
 #[derive(Clone)]
 pub struct Host {
     inner: Arc<Inner>,
-    _log_cutter: Arc<AbortOnDropHandle<()>>,
+    _log_tender: Arc<AbortOnDropHandle<()>>,
 }
 
 struct Inner {
@@ -203,8 +204,8 @@ impl Host {
         let fast_start = Mutex::default();
         let inner =
             Arc::new(Inner { config, egress, places, image, drivers, records, slots, fast_start, cells });
-        let cutter = AbortOnDropHandle::new(cut_logs(Arc::clone(&inner)));
-        Ok(Self { inner, _log_cutter: Arc::new(cutter) })
+        let tender = AbortOnDropHandle::new(tend_logs(Arc::clone(&inner)));
+        Ok(Self { inner, _log_tender: Arc::new(tender) })
     }
 
     /// Tries every driver out. Takes some seconds where a broken KVM is present.
@@ -338,13 +339,15 @@ impl Inner {
     }
 }
 
-fn cut_logs(inner: Arc<Inner>) -> JoinHandle<()> {
+/// Keeps logs small and copies of the agents' logs fresh.
+fn tend_logs(inner: Arc<Inner>) -> JoinHandle<()> {
     // The task must not keep the host alive.
     let host = Arc::downgrade(&inner);
     tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(LOG_CUT_EVERY).await;
+        for round in 0.. {
+            tokio::time::sleep(LOGS_EVERY).await;
             let Some(inner) = host.upgrade() else { return };
+            inner.copy_agent_logs(round).await;
             let Ok(vms) = fs::read_dir(inner.places.run.join("vm")) else { continue };
             for dir in vms.flatten() {
                 for kind in logs::KINDS {

@@ -16,7 +16,7 @@ use polydev_core::{
 };
 use tokio::time::timeout;
 
-use super::{CreateVm, Inner, LogKind, Vm, VmKind};
+use super::{CreateVm, Inner, LogKind, Vm, VmKind, agent_logs};
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
     driver::Driver,
@@ -29,8 +29,6 @@ use crate::{
 const ENTROPY_BYTES: usize = 64;
 /// Most bytes of a failed VM's logs that go into the error.
 const LAST_WORDS: usize = 6000;
-/// Most bytes of an agent's log that are archived.
-const AGENT_LOG: u32 = 512 << 10;
 /// How long reading a VM's own log may hold up its end.
 const AGENT_LOG_LIMIT: Duration = Duration::from_secs(2);
 /// How long a CLI VM may take to write everything out before it is killed.
@@ -120,7 +118,7 @@ impl Inner {
             // A connection made for this alone would push out one that another process may hold.
             let client = self.cell(id).try_lock().ok().and_then(|agent| agent.clone());
             if let Some(client) = client {
-                let max = u32::try_from(max_bytes).unwrap_or(AGENT_LOG).min(AGENT_LOG);
+                let max = u32::try_from(max_bytes).unwrap_or(u32::MAX).min(agent_logs::BYTES_MAX);
                 if let Ok(Reply::Log { text }) = client.request(Request::ReadLog { max_bytes: max }).await {
                     return Ok(text);
                 }
@@ -304,9 +302,9 @@ impl Inner {
                 Err(_) => return,
             },
         };
-        let log = connected.request(Request::ReadLog { max_bytes: AGENT_LOG });
+        let log = connected.request(Request::ReadLog { max_bytes: agent_logs::BYTES_MAX });
         if let Ok(Ok(Reply::Log { text })) = timeout(AGENT_LOG_LIMIT * slow_factor, log).await
-            && let Err(error) = fs::write(dir.join(LogKind::Agent.file_name()), text)
+            && let Err(error) = agent_logs::replace(&dir.join(LogKind::Agent.file_name()), &text)
         {
             tracing::warn!(vm.id = %id, %error, "agent log cannot be kept");
         }

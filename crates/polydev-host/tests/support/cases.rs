@@ -102,16 +102,18 @@ pub(crate) async fn a_vm_that_crashes_is_noticed_and_reclaimed(kind: Kind) {
     let host = machine.host().await;
     let id = new_id();
     let vm = host.create(browser(id)).await.unwrap();
+    // Afterwards the agent cannot be asked any more: what it said is copied while it lives.
+    machine.agent_log_is_copied(id).await;
     machine.crash(id);
     timeout(machine.patience(), vm.agent.closed()).await.expect("the crash is noticed");
     assert!(vm.agent.request(Request::CancelLogin).await.is_err());
     let seen = host.list().await.unwrap();
     assert!(seen.iter().any(|vm| vm.id == id && !vm.running), "{seen:?}");
     assert_eq!(host.reclaim(&HashSet::new()).await.unwrap().destroyed, [id]);
-    assert!(
-        !host.read_log(id, LogKind::Console, 10_000).await.unwrap().is_empty(),
-        "logs of a crashed VM are kept"
-    );
+    for kind in [LogKind::Console, LogKind::Agent] {
+        let log = host.read_log(id, kind, 10_000).await.unwrap();
+        assert!(!log.is_empty(), "{kind:?} log of a crashed VM is kept");
+    }
     drop((vm, host));
     machine.assert_nothing_left();
 }

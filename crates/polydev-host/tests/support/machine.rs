@@ -1,6 +1,7 @@
 //! A machine of its own for each test: run directory, data directory, and a way to open hosts on it.
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,12 +12,15 @@ use polydev_core::{
     wire::{Identity, Reply, Request},
 };
 use polydev_host::{
-    CreateVm, DriverChoice, EgressHandler, Host, HostConfig, NoEgress, Vm, VmKind, driver::fake::FakeDriver,
+    CreateVm, DriverChoice, EgressHandler, Host, HostConfig, HostError, NoEgress, Vm, VmKind,
+    driver::fake::FakeDriver,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::leftovers;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How VMs are run in a test.
 #[derive(Clone)]
@@ -84,6 +88,17 @@ impl Machine {
         Duration::from_secs(if matches!(self.kind, Kind::Qemu) { 120 } else { 20 })
     }
 
+    /// Waits until the host has copied the VM's agent log.
+    pub(crate) async fn agent_log_is_copied(&self, id: VmId) {
+        let path = self.config.run_dir.join("vm").join(id.to_string()).join("agent.log");
+        let copied = async {
+            while std::fs::metadata(&path).map_or(0, |it| it.len()) == 0 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(self.patience(), copied).await.expect("the agent's log is copied");
+    }
+
     /// Ends a VM's processes from outside, as a crash would.
     pub(crate) fn crash(&self, id: VmId) {
         if let Kind::Fake(driver) = &self.kind {
@@ -107,6 +122,31 @@ impl Machine {
     #[track_caller]
     pub(crate) fn assert_nothing_left(&self) {
         leftovers::assert_none("something", || leftovers::of(&self.config.run_dir));
+    }
+
+    /// Removes all VMs of this machine, whichever host made them.
+    async fn clear(config: HostConfig) -> Result<(), HostError> {
+        Host::open(config, Arc::new(NoEgress)).await?.reclaim(&HashSet::new()).await.map(drop)
+    }
+}
+
+impl Drop for Machine {
+    /// A test that fails must not leave VMs to the tests after it.
+    fn drop(&mut self) {
+        if matches!(self.kind, Kind::Fake(_)) || leftovers::of(&self.config.run_dir).is_empty() {
+            return;
+        }
+        let config = self.config.clone();
+        // The test's own runtime may be unwinding: this one is on a thread of its own.
+        let cleared = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+            runtime.block_on(Self::clear(config)).map_err(|error| error.to_string())
+        });
+        match cleared.join() {
+            Ok(Ok(())) => eprintln!("removed what the test left in {}", self.config.run_dir.display()),
+            Ok(Err(error)) => eprintln!("what the test left cannot be removed: {error}"),
+            Err(_) => eprintln!("what the test left cannot be removed: it panicked"),
+        }
     }
 }
 
