@@ -13,7 +13,7 @@ use crate::Surroundings;
 /// How long programs may take to end when asked nicely.
 const TERM_LIMIT: Duration = Duration::from_secs(2);
 
-/// Sets the loopback interface up; a container's runtime may have done so.
+/// Sets the loopback interface up. A container's runtime has done so, and kept the right to do it to itself.
 pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     // SAFETY: an all-zero ifreq is valid.
@@ -26,7 +26,11 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) == -1 {
             return Err(io::Error::last_os_error());
         }
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        let up = libc::IFF_UP as libc::c_short;
+        if request.ifr_ifru.ifru_flags & up != 0 {
+            return Ok(());
+        }
+        request.ifr_ifru.ifru_flags |= up;
         if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) == -1 {
             return Err(io::Error::last_os_error());
         }
