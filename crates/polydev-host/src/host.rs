@@ -1,6 +1,7 @@
 //! The host: creates, finds again and destroys VMs.
 
 mod agent_logs;
+mod failed;
 mod lifecycle;
 mod reclaim;
 

@@ -21,6 +21,10 @@ pub trait Machines: Send + Sync + 'static {
     async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError>;
     /// See [`Host::read_log`].
     async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError>;
+    /// See [`Host::kept_failed`].
+    fn kept_failed(&self) -> Result<Vec<VmId>, HostError>;
+    /// See [`Host::forget_failed`].
+    fn forget_failed(&self, id: VmId) -> Result<(), HostError>;
     /// See [`Host::prepare_templates`].
     async fn prepare_templates(
         &self,
@@ -53,6 +57,12 @@ impl Machines for Host {
     }
     async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
         Host::read_log(self, id, kind, max_bytes).await
+    }
+    fn kept_failed(&self) -> Result<Vec<VmId>, HostError> {
+        Host::kept_failed(self)
+    }
+    fn forget_failed(&self, id: VmId) -> Result<(), HostError> {
+        Host::forget_failed(self, id)
     }
     async fn prepare_templates(
         &self,
@@ -126,6 +136,12 @@ impl Machines for Unavailable {
     }
     async fn read_log(&self, id: VmId, _: LogKind, _: usize) -> Result<String, HostError> {
         Err(HostError::NoSuchVm(id))
+    }
+    fn kept_failed(&self) -> Result<Vec<VmId>, HostError> {
+        Ok(Vec::new())
+    }
+    fn forget_failed(&self, _: VmId) -> Result<(), HostError> {
+        Err(self.error())
     }
     async fn prepare_templates(&self, _: u8, _: u32, _: (u16, u16)) -> Result<(), HostError> {
         Err(self.error())

@@ -255,7 +255,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists VMs that are not gone. */
+        /** Lists VMs that are not gone, and failed ones of which files are kept. */
         get: operations["list"];
         put?: never;
         /** Starts the user's workspace, or finds it running. */
@@ -277,7 +277,7 @@ export interface paths {
         get: operations["get"];
         put?: never;
         post?: never;
-        /** Removes a VM. A CLI VM's disk stays; a browser VM's sign-in is called off. */
+        /** Removes a VM. A CLI VM's disk stays; a browser VM's sign-in is called off, and what is kept of it is removed. */
         delete: operations["destroy"];
         options?: never;
         head?: never;
@@ -652,6 +652,8 @@ export interface components {
             createdAt: string;
             destroyedAt?: string | null;
             egress: components["schemas"]["EgressDto"];
+            /** @description Files of this failed browser VM are kept for a look; a `DELETE` removes them. */
+            filesKept: boolean;
             id: string;
             /** @description `browser` or `cli`. */
             kind: string;
@@ -666,7 +668,7 @@ export interface components {
             state: string;
             userId: string;
         };
-        /** @description VMs that are not gone. */
+        /** @description VMs that are not gone, and failed ones of which files are kept. */
         VmList: {
             vms: components["schemas"]["VmDto"][];
         };

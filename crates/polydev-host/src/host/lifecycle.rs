@@ -334,24 +334,6 @@ impl Inner {
         fs::write(dir.join(LOGS_KEPT), b"").map_err(HostError::os(format!("write to {}", dir.display())))
     }
 
-    /// Copies the plain files of the run directory; never what the guest wrote to its disk or memory.
-    fn keep_failed(&self, id: VmId) {
-        let (from, to) = (self.places.vm(id), self.places.data.join("failed").join(id.to_string()));
-        let copy = || -> io::Result<()> {
-            fs::create_dir_all(&to)?;
-            for entry in fs::read_dir(&from)? {
-                let entry = entry?;
-                if entry.file_type()?.is_file() {
-                    fs::copy(entry.path(), to.join(entry.file_name()))?;
-                }
-            }
-            logs::prune(&self.places.data.join("failed"), self.config.log_vms_max)
-        };
-        if let Err(error) = copy() {
-            tracing::warn!(vm.id = %id, %error, "run directory of a failed VM cannot be kept");
-        }
-    }
-
     /// Adds the end of console and driver log to a failed start.
     fn with_last_words(&self, error: HostError, dir: &Path) -> HostError {
         let HostError::StartFailed { id, step, mut detail } = error else { return error };

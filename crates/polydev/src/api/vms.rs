@@ -29,7 +29,7 @@ use super::{
 /// Most bytes of a log in one answer.
 const LOG_BYTES_MAX: usize = 1 << 20;
 
-/// VMs that are not gone.
+/// VMs that are not gone, and failed ones of which files are kept.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VmList {
     vms: Vec<VmDto>,
@@ -54,6 +54,8 @@ pub(super) struct VmDto {
     state: &'static str,
     created_at: String,
     destroyed_at: Option<String>,
+    /// Files of this failed browser VM are kept for a look; a `DELETE` removes them.
+    files_kept: bool,
     egress: EgressDto,
 }
 
@@ -78,11 +80,17 @@ pub(super) struct VmDestroyed {
     success: bool,
 }
 
-/// Lists VMs that are not gone.
+/// Lists VMs that are not gone, and failed ones of which files are kept.
 #[utoipa::path(get, path = "/api/vms", tag = "vms", responses((status = 200, body = VmList)))]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<VmList>, Problem> {
-    let vms = app.store.live_vms().await?;
-    Ok(Json(VmList { vms: vms.iter().map(|vm| dto(&app, vm)).collect() }))
+    let mut vms = app.store.live_vms().await?;
+    for id in app.machines.kept_failed()? {
+        if vms.iter().all(|vm| vm.id != id) {
+            vms.extend(app.store.vm(id).await?);
+        }
+    }
+    let vms = vms.iter().map(|vm| dto(&app, vm)).collect::<Result<_, _>>()?;
+    Ok(Json(VmList { vms }))
 }
 
 /// Starts the user's workspace, or finds it running.
@@ -97,7 +105,7 @@ pub(super) async fn create(
     let user: UserId = request.user_id.parse()?;
     app.machines.ready()?;
     let vm = app.workspaces.ensure(&user).await?;
-    Ok(Json(dto(&app, &find(&app, vm.id).await?)))
+    Ok(Json(dto(&app, &find(&app, vm.id).await?)?))
 }
 
 /// A VM, gone or not.
@@ -106,10 +114,10 @@ pub(super) async fn create(
     responses((status = 200, body = VmDto), (status = 404, body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn get(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result<Json<VmDto>, Problem> {
-    Ok(Json(dto(&app, &find(&app, id).await?)))
+    Ok(Json(dto(&app, &find(&app, id).await?)?))
 }
 
-/// Removes a VM. A CLI VM's disk stays; a browser VM's sign-in is called off.
+/// Removes a VM. A CLI VM's disk stays; a browser VM's sign-in is called off, and what is kept of it is removed.
 #[utoipa::path(
     delete, path = "/api/vms/{id}", tag = "vms", params(("id" = String, Path)),
     responses((status = 200, body = VmDestroyed), (status = 409, body = Problem, content_type = "application/problem+json"))
@@ -119,6 +127,9 @@ pub(super) async fn destroy(
     Id(id): Id<VmId>,
 ) -> Result<Json<VmDestroyed>, Problem> {
     let record = find(&app, id).await?;
+    if app.machines.kept_failed()?.contains(&id) {
+        app.machines.forget_failed(id)?;
+    }
     match (record.role, record.session) {
         (VmRole::Cli, _) => app.workspaces.destroy(&record.user, id).await?,
         (VmRole::Browser, Some(session)) => {
@@ -166,10 +177,10 @@ pub(super) async fn find(app: &App, id: VmId) -> Result<VmRecord, Problem> {
     found.ok_or_else(|| Problem::new(Code::NotFound, "there is no such VM"))
 }
 
-fn dto(app: &App, vm: &VmRecord) -> VmDto {
+fn dto(app: &App, vm: &VmRecord) -> Result<VmDto, HostError> {
     let time = |unix_ms: i64| rfc3339(u64::try_from(unix_ms).unwrap_or(0));
     let EgressCounts { allowed, refused, unreachable } = app.egress.counts(vm.id);
-    VmDto {
+    Ok(VmDto {
         id: vm.id.to_string(),
         kind: vm.role.word(),
         user_id: vm.user.to_string(),
@@ -179,6 +190,7 @@ fn dto(app: &App, vm: &VmRecord) -> VmDto {
         state: vm.state.word(),
         created_at: time(vm.created_unix_ms),
         destroyed_at: vm.destroyed_unix_ms.map(time),
+        files_kept: app.machines.kept_failed()?.contains(&vm.id),
         egress: EgressDto { allowed, refused, unreachable },
-    }
+    })
 }

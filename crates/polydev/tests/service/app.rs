@@ -14,6 +14,7 @@ use polydev::{
     clock::Clock,
     config::{Config, EgressPolicy},
     egress::Egress,
+    machines::{Machines, Unavailable},
     store::Store,
     vault::{KeySource, MasterKeys, Vault},
 };
@@ -97,6 +98,7 @@ pub(crate) struct Builder {
     limits: Limits,
     dir: Option<TempDir>,
     driver: FakeDriver,
+    image_missing: bool,
 }
 
 /// A running controller.
@@ -135,6 +137,7 @@ impl TestApp {
             limits: Limits::default(),
             dir: None,
             driver: FakeDriver::default(),
+            image_missing: false,
         }
     }
 
@@ -268,6 +271,11 @@ impl TestApp {
         answer.headers[header::SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned()
     }
 
+    /// A file or directory of the host's.
+    pub(crate) fn host_path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("host").join(name)
+    }
+
     /// Path of the database.
     pub(crate) fn database(&self) -> PathBuf {
         self.dir.path().join("polydev.db")
@@ -279,7 +287,14 @@ impl TestApp {
         app.sessions.abandon();
         app.store.close().await;
         drop(app);
-        Builder { slots, flags: Vec::new(), limits: Limits::default(), dir: Some(dir), driver }
+        Builder {
+            slots,
+            flags: Vec::new(),
+            limits: Limits::default(),
+            dir: Some(dir),
+            driver,
+            image_missing: false,
+        }
     }
 
     pub(crate) fn router(&self) -> Router {
@@ -298,13 +313,19 @@ impl Builder {
         self
     }
 
+    /// A real host that finds no golden image.
+    pub(crate) fn without_image(mut self) -> Self {
+        self.image_missing = true;
+        self
+    }
+
     pub(crate) fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         change(&mut self.limits);
         self
     }
 
     pub(crate) async fn start(self) -> TestApp {
-        let Self { slots, flags, limits, dir, driver } = self;
+        let Self { slots, flags, limits, dir, driver, image_missing } = self;
         let dir = dir.unwrap_or_else(|| TempDir::new().unwrap());
         let place = |name: &str| dir.path().join(name);
         let config = Config::load(None, [], flags.into_iter().chain([("slots", slots.to_string())])).unwrap();
@@ -320,9 +341,14 @@ impl Builder {
             slots,
             log_bytes_max: 1 << 20,
             log_vms_max: 20,
-            keep_failed: false,
+            keep_failed: config.vms.keep_failed,
         };
-        let host = Host::with_driver(host, Arc::clone(&egress) as _, Arc::new(driver.clone())).unwrap();
+        let machines: Arc<dyn Machines> = if image_missing {
+            let error = Host::open(host, Arc::clone(&egress) as _).await.err().expect("there is no image");
+            Arc::new(Unavailable::because(error, usize::from(slots)).unwrap())
+        } else {
+            Arc::new(Host::with_driver(host, Arc::clone(&egress) as _, Arc::new(driver.clone())).unwrap())
+        };
         let listen = "127.0.0.1:4000".parse().unwrap();
         let token_file = place("api-token");
         let access =
@@ -333,7 +359,7 @@ impl Builder {
             clock: Clock::System,
             store: Store::open(&place("polydev.db")).await.unwrap(),
             vault: Vault::new(MasterKeys::load(&KeySource::Own(place("master.key"))).unwrap()),
-            machines: Arc::new(host),
+            machines,
             egress,
             providers: ProviderSet::load(&[("probe.toml", PROVIDER)]).unwrap(),
             access,

@@ -1,4 +1,6 @@
+use axum::http::StatusCode;
 use polydev_core::wire::{AgentEvent, LoginEnd, Request};
+use serde_json::json;
 
 use crate::app::TestApp;
 
@@ -89,7 +91,7 @@ async fn a_browser_vm_that_is_killed_while_the_person_types_ends_the_sign_in() {
 async fn a_cli_vm_that_dies_is_made_anew_when_it_is_needed() {
     let app = TestApp::start().await;
     let make =
-        async || app.call("POST", "/api/vms", Some(serde_json::json!({ "userId": "alice" }))).await.json();
+        async || app.call("POST", "/api/vms", Some(json!({ "userId": "alice" }))).await.json();
     let first = make().await["id"].as_str().unwrap().to_owned();
     assert_eq!(make().await["id"], first.as_str());
     app.driver.kill(first.parse().unwrap());
@@ -112,4 +114,69 @@ async fn a_disk_that_is_full_while_sealing_ends_the_sign_in_with_a_clear_state()
     let stored = app.call("GET", "/api/credentials", None).await.json();
     assert_eq!(stored["credentials"].as_array().unwrap().len(), 0);
     no_vm_is_left(&app).await;
+}
+
+#[tokio::test]
+async fn without_an_image_starts_say_so_and_all_else_works() {
+    let app = TestApp::builder().without_image().start().await;
+    let user = json!({ "userId": "alice" });
+    let sign_in = json!({ "userId": "alice", "provider": "probe" });
+    for (path, body) in [("/api/auth/start", sign_in), ("/api/vms", user)] {
+        let answer = app.call("POST", path, Some(body)).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (StatusCode::SERVICE_UNAVAILABLE, "image_missing"),
+            "{path}: {}",
+            answer.text
+        );
+    }
+    for path in ["/health", "/api/providers", "/api/vms", "/api/credentials"] {
+        assert_eq!(app.call("GET", path, None).await.status, StatusCode::OK, "{path}");
+    }
+    assert_eq!(app.app.sessions.active(), 0);
+    no_vm_is_left(&app).await;
+}
+
+#[tokio::test]
+async fn files_of_a_failed_browser_vm_are_kept_on_request_until_they_are_removed() {
+    let app = TestApp::builder().setting("keep_failed_browser_vms", "true").start().await;
+    let id = app.begin("alice").await;
+    let (vm, _) = app.to_the_person(id).await;
+    app.driver.kill(vm);
+    assert_eq!(app.closed(id).await["error"]["code"], "vm_lost");
+
+    let kept = app.host_path("failed").join(vm.to_string());
+    assert!(kept.join("record.json").is_file(), "{kept:?}");
+    let listed = app.vms().await;
+    let shown = |vm: &serde_json::Value| (vm["id"].clone(), vm["state"].clone(), vm["filesKept"].clone());
+    let wanted = (json!(vm.to_string()), json!("destroyed"), json!(true));
+    assert_eq!(listed.iter().map(shown).collect::<Vec<_>>(), [wanted], "{listed:#?}");
+    for log in ["console", "driver", "agent"] {
+        let answer = app.call("GET", &format!("/api/vms/{vm}/logs/{log}"), None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{log}: {}", answer.text);
+    }
+    assert_eq!(app.app.slots.count().0, 0, "files take no slot");
+
+    assert_eq!(app.call("DELETE", &format!("/api/vms/{vm}"), None).await.status, StatusCode::OK);
+    assert!(!kept.exists());
+    no_vm_is_left(&app).await;
+    let console = app.call("GET", &format!("/api/vms/{vm}/logs/console"), None).await;
+    assert_eq!(console.status, StatusCode::OK, "the archived logs stay");
+}
+
+#[tokio::test]
+async fn files_of_vms_are_not_kept_unasked_or_of_good_sign_ins() {
+    let app = TestApp::start().await;
+    let id = app.begin("alice").await;
+    let (vm, _) = app.to_the_person(id).await;
+    app.driver.kill(vm);
+    app.closed(id).await;
+    assert!(!app.host_path("failed").exists());
+
+    let app = TestApp::builder().setting("keep_failed_browser_vms", "true").start().await;
+    let id = app.begin("alice").await;
+    let (vm, agent) = app.to_the_person(id).await;
+    app.finish_login(vm, &agent, "{\"token\":\"FAKE-token\"}").await;
+    assert_eq!(app.closed(id).await["state"], "succeeded");
+    assert!(!app.host_path("failed").join(vm.to_string()).exists());
 }
