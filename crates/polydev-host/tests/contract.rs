@@ -27,6 +27,11 @@ macro_rules! contract {
             async fn $case() {
                 super::cases::$case(super::machine::Kind::Container).await;
             })*
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_test_that_fails_leaves_no_vm_to_the_next() {
+                super::cases::a_test_that_fails_leaves_no_vm_to_the_next(super::machine::Kind::Container).await;
+            }
         }
         mod qemu {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -202,3 +202,18 @@ fn broken_agent(target: &std::path::Path) {
     assert!(built.success());
     fs::set_permissions(target, fs::Permissions::from_mode(0o755)).unwrap();
 }
+
+/// Of the suite itself, not of a driver.
+pub(crate) async fn a_test_that_fails_leaves_no_vm_to_the_next(kind: Kind) {
+    let Some(machine) = Machine::new(kind, 4) else { return };
+    let run_dir = machine.config.run_dir.clone();
+    let id = new_id();
+    let failing = tokio::spawn(async move {
+        let host = machine.host().await;
+        let _vm = host.create(browser(id)).await.unwrap();
+        assert!(leftovers::of(&machine.config.run_dir).is_empty(), "this test fails");
+    });
+    assert!(failing.await.unwrap_err().is_panic());
+    leftovers::assert_none("something", || leftovers::of(&run_dir));
+    leftovers::assert_none("VM", || leftovers::of_vm(&id.to_string()));
+}
