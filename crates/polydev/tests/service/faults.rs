@@ -90,8 +90,7 @@ async fn a_browser_vm_that_is_killed_while_the_person_types_ends_the_sign_in() {
 #[tokio::test]
 async fn a_cli_vm_that_dies_is_made_anew_when_it_is_needed() {
     let app = TestApp::start().await;
-    let make =
-        async || app.call("POST", "/api/vms", Some(json!({ "userId": "alice" }))).await.json();
+    let make = async || app.call("POST", "/api/vms", Some(json!({ "userId": "alice" }))).await.json();
     let first = make().await["id"].as_str().unwrap().to_owned();
     assert_eq!(make().await["id"], first.as_str());
     app.driver.kill(first.parse().unwrap());
