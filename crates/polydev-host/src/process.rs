@@ -61,6 +61,12 @@ impl ProcessId {
 
     /// Kills it and waits until it has ended.
     pub(crate) async fn kill(self, limit: Duration) -> io::Result<()> {
+        self.send_kill()?;
+        self.ended(limit).await
+    }
+
+    /// Kills it and does not wait for its end.
+    pub(crate) fn send_kill(self) -> io::Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         let Ok(handle) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
         // The handle may be that of a successor: only what is still the same process is killed.
@@ -68,10 +74,9 @@ impl ProcessId {
             return Ok(());
         }
         match pidfd_send_signal(&handle, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        self.ended(limit).await
     }
 
     /// Waits until it has ended.

@@ -100,8 +100,10 @@ impl QemuDriver {
         remove(&fresh)?;
         make(&fresh)?;
         make(&run)?;
+        let unfinished = Unfinished { id, instance: &self.places.instance, run: &run, fresh: &fresh };
         let saved = self.save(id, &run, size, desktop_px, &initrd, &fresh).await;
         let stopped = self.stop(id, &run).await;
+        std::mem::forget(unfinished);
         remove(&run)?;
         let installed = saved.and(stopped).and_then(|()| {
             remove(&target)?;
@@ -261,6 +263,32 @@ impl QemuDriver {
         let surplus = (all.len() + 1).saturating_sub(KEPT);
         // VMs that run on a removed memory file keep it until they end.
         all.into_iter().take(surplus).try_for_each(|(_, path)| remove(&path))
+    }
+}
+
+/// A template that is being made. When nobody waits for it any more, because the controller ends, its VM ends too: unlike
+/// other VMs it is of no use to the next controller.
+struct Unfinished<'a> {
+    id: VmId,
+    instance: &'a str,
+    run: &'a Path,
+    fresh: &'a Path,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        for (vm, process) in process::all(self.instance).unwrap_or_default() {
+            if vm == self.id
+                && let Err(error) = process.send_kill()
+            {
+                tracing::warn!(vm.id = %vm, %error, "VM of an unfinished template cannot be killed");
+            }
+        }
+        for dir in [self.run, self.fresh] {
+            if let Err(error) = remove(dir) {
+                tracing::warn!(%error, "unfinished template cannot be removed");
+            }
+        }
     }
 }
 
