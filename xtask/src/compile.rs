@@ -135,6 +135,9 @@ pub(crate) fn image_with(polydev: &Path, guest: &Guest) -> Result<()> {
         let mut build = command(polydev);
         build.args(["image", "build"]);
         build.env("POLYDEV_IMAGE_DIR", repo::image_dir());
-        run(build.env("POLYDEV_AGENT_PATH", &guest.agent).env("POLYDEV_DESKTOP_PATH", &guest.desktop))
+        run(build.env("POLYDEV_AGENT_PATH", &guest.agent).env("POLYDEV_DESKTOP_PATH", &guest.desktop))?;
+        let mut clean_up = command(polydev);
+        clean_up.args(["image", "gc"]);
+        run(clean_up.env("POLYDEV_IMAGE_DIR", repo::image_dir()))
     })
 }

@@ -21,6 +21,8 @@ use crate::{
 
 const SIGN_IN_LIMIT: Duration = Duration::from_secs(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a driver may take to make what lets VMs start fast; emulated machines take minutes.
+const PREPARE_LIMIT: Duration = Duration::from_secs(900);
 
 /// `(name, from step, to step)`; `None` = the request.
 const FIGURES: [(&str, Option<&str>, &str); 9] = [
@@ -55,7 +57,7 @@ pub(super) fn start(options: &Options) -> Result<Report> {
         quiet: true,
     })?;
     stack.let_the_demo_sign_in()?;
-    let health = stack.api.call("GET", "/health", None)?;
+    let health = when_prepared(&stack)?;
     let driver = health["driver"].as_str().unwrap_or("?").to_owned();
 
     let mut samples: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -87,6 +89,21 @@ pub(super) fn start(options: &Options) -> Result<Report> {
     // Nothing but the lock of the controller is left in it.
     std::fs::remove_dir_all(&run_dir).with_context(|| format!("remove {}", run_dir.display()))?;
     Ok(report)
+}
+
+/// The controller's health once VMs start as fast as they ever will.
+fn when_prepared(stack: &Stack) -> Result<Value> {
+    let started = Instant::now();
+    loop {
+        let health = stack.api.call("GET", "/health", None)?;
+        if health["fastStart"] != "preparing" {
+            return Ok(health);
+        }
+        if started.elapsed() > PREPARE_LIMIT {
+            bail!("VM templates are not ready after {} s", PREPARE_LIMIT.as_secs());
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// What was promised, where something was.
