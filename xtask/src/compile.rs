@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     repo,
-    run::{cargo, command, run, step},
+    run::{cargo, command, prepare, step},
     setup,
 };
 
@@ -36,7 +36,7 @@ pub(crate) struct Guest {
 /// Builds the web page that the binary carries.
 pub(crate) fn web() -> Result<()> {
     setup::npm_modules("web")?;
-    step("build the web page", || setup::npm_run("web", "build"))
+    step("build the web page", || setup::npm_build("web"))
 }
 
 /// Builds the guest programs, static and small, unless `XTASK_GUEST_DIR` names a directory that has them.
@@ -50,7 +50,7 @@ pub(crate) fn guest() -> Result<Guest> {
         build.args(["-p", "polydev-agent", "-p", "polydev-desktop"]);
         // A directory of its own: other flags would make cargo build everything anew each time.
         build.arg("--target-dir").arg(guest_dir());
-        run(build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"))?;
+        prepare(build.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"))?;
         let dir = guest_dir().join(GUEST_TARGET).join("guest");
         let place = guest_dir();
         let guest = Guest { agent: place.join("polydev-agent"), desktop: place.join("polydev-desktop") };
@@ -117,7 +117,7 @@ pub(crate) fn controller(profile: Profile) -> Result<PathBuf> {
                 "release"
             }
         };
-        run(&mut build)?;
+        prepare(&mut build)?;
         Ok(repo::target_dir().join(dir).join("polydev"))
     })
 }
@@ -135,9 +135,9 @@ pub(crate) fn image_with(polydev: &Path, guest: &Guest) -> Result<()> {
         let mut build = command(polydev);
         build.args(["image", "build"]);
         build.env("POLYDEV_IMAGE_DIR", repo::image_dir());
-        run(build.env("POLYDEV_AGENT_PATH", &guest.agent).env("POLYDEV_DESKTOP_PATH", &guest.desktop))?;
+        prepare(build.env("POLYDEV_AGENT_PATH", &guest.agent).env("POLYDEV_DESKTOP_PATH", &guest.desktop))?;
         let mut clean_up = command(polydev);
         clean_up.args(["image", "gc"]);
-        run(clean_up.env("POLYDEV_IMAGE_DIR", repo::image_dir()))
+        prepare(clean_up.env("POLYDEV_IMAGE_DIR", repo::image_dir()))
     })
 }

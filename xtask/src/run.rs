@@ -32,6 +32,11 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// The same for what only prepares: its output goes to standard error, where all progress goes.
+pub(crate) fn prepare(command: &mut Command) -> Result<()> {
+    run(command.stdout(std::io::stderr()))
+}
+
 /// Runs to the end and takes its standard output.
 pub(crate) fn read(command: &mut Command) -> Result<String> {
     let Output { status, stdout, .. } =

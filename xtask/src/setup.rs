@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     repo,
-    run::{cargo, command, prefer, read, run, step, works},
+    run::{cargo, command, prefer, prepare, read, run, step, works},
 };
 
 /// `(what shows that it is there, Debian package)`.
@@ -63,7 +63,7 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
             apt.env("DEBIAN_FRONTEND", "noninteractive")
                 .args(["-o", "DPkg::Lock::Timeout=600"])
                 .args(arguments);
-            run(&mut apt)
+            prepare(&mut apt)
         };
         let install: Vec<&str> = ["install", "--yes", "--quiet", "--no-install-recommends"]
             .into_iter()
@@ -102,10 +102,11 @@ pub(crate) fn node() -> Result<()> {
         }
         fs::create_dir_all(repo::cache_dir().join("node")).context("create the directory for Node")?;
         let mut npm = command("npm");
-        run(npm
-            .args(["install", "--no-audit", "--no-fund", "--prefix"])
-            .arg(repo::cache_dir().join("node"))
-            .arg(NODE_PACKAGE))
+        prepare(
+            npm.args(["install", "--no-audit", "--no-fund", "--prefix"])
+                .arg(repo::cache_dir().join("node"))
+                .arg(NODE_PACKAGE),
+        )
     })
 }
 
@@ -150,7 +151,7 @@ pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<Command> {
             .arg(repo::target_dir().join("tools"));
         // Compiled quickly rather than to run quickly: it runs for a second.
         install.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
-        run(install.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"))
+        prepare(install.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"))
     })?;
     prefer(&own, &mut tool);
     Ok(tool)
@@ -167,7 +168,7 @@ pub(crate) fn npm_modules(project: &str) -> Result<()> {
     }
     step(&format!("install npm modules of {project}"), || {
         let mut npm = with_node("npm");
-        run(npm.args(["ci", "--no-audit", "--no-fund", "--loglevel", "error"]).current_dir(&dir))?;
+        prepare(npm.args(["ci", "--no-audit", "--no-fund", "--loglevel", "error"]).current_dir(&dir))?;
         fs::write(&stamp, &wanted).context("note the installed lock file")
     })
 }
@@ -175,6 +176,11 @@ pub(crate) fn npm_modules(project: &str) -> Result<()> {
 /// `npm run SCRIPT` in a project.
 pub(crate) fn npm_run(project: &str, script: &str) -> Result<()> {
     run(with_node("npm").args(["run", "--silent", script]).current_dir(repo::root().join(project)))
+}
+
+/// Builds an npm project.
+pub(crate) fn npm_build(project: &str) -> Result<()> {
+    prepare(with_node("npm").args(["run", "--silent", "build"]).current_dir(repo::root().join(project)))
 }
 
 /// Name of the machine for reports: processor, count, memory.
