@@ -66,6 +66,10 @@ Open this link, once:",
         eprintln!("VMs may be left; the next start takes them over or removes them: {error:#}");
     }
     drop(stack);
+    // Only what is empty: anything else belongs to a VM that the next start has to find.
+    for dir in [config.run_dir.join("vm"), config.run_dir.join("runc"), config.run_dir] {
+        let _ = fs::remove_dir(dir);
+    }
     Ok(())
 }
 
