@@ -17,4 +17,4 @@ toolchain:
 	@command -v cargo >/dev/null || { echo "cargo is missing: install the Rust toolchain first" >&2; exit 1; }
 	@command -v cc >/dev/null || { echo "installing a C compiler, which Rust links with" >&2; \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
-	  $$sudo apt-get update --quiet && $$sudo apt-get install --yes --quiet --no-install-recommends gcc libc6-dev; }
+	  { $$sudo apt-get update --quiet && $$sudo apt-get install --yes --quiet --no-install-recommends gcc libc6-dev; } >&2; }
