@@ -8,7 +8,7 @@ mod apt;
 mod base;
 mod build;
 mod command;
-mod cpio;
+pub(crate) mod cpio;
 mod desktop;
 mod elf;
 mod erofs;

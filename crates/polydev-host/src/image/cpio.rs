@@ -2,6 +2,12 @@
 //!
 //! Inode numbers are counted and times fixed, so the same input gives the same bytes.
 
+use std::{
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::Path,
+};
+
 use super::command::EPOCH;
 
 const DIRECTORY: u32 = 0o040_000;
@@ -16,25 +22,51 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
+    /// An archive behind another: the kernel unpacks them in order. One may begin at any multiple of four.
+    pub(crate) fn behind(other: Vec<u8>) -> Self {
+        let mut archive = Self { bytes: other, inode: 0 };
+        archive.pad();
+        archive
+    }
+
     pub(crate) fn directory(&mut self, name: &str) {
-        self.entry(name, DIRECTORY | 0o755, &[]);
+        self.entry(name.as_bytes(), DIRECTORY | 0o755, &[]);
     }
 
     pub(crate) fn file(&mut self, name: &str, mode: u32, content: &[u8]) {
-        self.entry(name, FILE | mode, content);
+        self.entry(name.as_bytes(), FILE | mode, content);
     }
 
     pub(crate) fn link(&mut self, name: &str, to: &str) {
-        self.entry(name, LINK | 0o777, to.as_bytes());
+        self.entry(name.as_bytes(), LINK | 0o777, to.as_bytes());
+    }
+
+    /// A directory, file or link of this machine and all that is in it, by name in order; other kinds are left out.
+    pub(crate) fn tree(&mut self, name: &[u8], path: &Path) -> io::Result<()> {
+        let metadata = fs::symlink_metadata(path)?;
+        let permissions = metadata.permissions().mode() & 0o7777;
+        if metadata.is_symlink() {
+            self.entry(name, LINK | 0o777, fs::read_link(path)?.as_os_str().as_bytes());
+        } else if metadata.is_dir() {
+            self.entry(name, DIRECTORY | permissions, &[]);
+            let mut children: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+            children.sort_by_key(fs::DirEntry::file_name);
+            for child in children {
+                self.tree(&[name, b"/", child.file_name().as_bytes()].concat(), &child.path())?;
+            }
+        } else if metadata.is_file() {
+            self.entry(name, FILE | permissions, &fs::read(path)?);
+        }
+        Ok(())
     }
 
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
-        self.entry("TRAILER!!!", 0, &[]);
+        self.entry(b"TRAILER!!!", 0, &[]);
         self.bytes
     }
 
-    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
+    fn entry(&mut self, name: &[u8], mode: u32, content: &[u8]) {
         self.inode += 1;
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         let size = u32::try_from(content.len()).expect("files of an initramfs are far below 4 GiB");
@@ -44,7 +76,7 @@ impl Archive {
         for field in [self.inode, mode, 0, 0, links, epoch, size, 0, 0, 0, 0, name_size, 0] {
             self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
         }
-        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(name);
         self.bytes.push(0);
         self.pad();
         self.bytes.extend_from_slice(content);

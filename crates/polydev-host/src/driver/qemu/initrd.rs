@@ -2,13 +2,13 @@
 
 use std::{
     fs, io,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest, Sha256};
 
-use crate::{driver::container::Programs, error::HostError, record::write_durably};
+use crate::{driver::container::Programs, error::HostError, image::cpio::Archive, record::write_durably};
 
 /// Initramfs files kept; older ones are those of earlier builds.
 const KEPT: usize = 4;
@@ -16,16 +16,13 @@ const KEPT: usize = 4;
 /// The initramfs for these programs, made unless it is in `cache`. Its name tells its content.
 pub(super) fn make(modules: &Path, programs: &Programs, cache: &Path) -> Result<PathBuf, HostError> {
     let build = || -> io::Result<PathBuf> {
-        let mut bytes = fs::read(modules)?;
-        // An archive may follow another from a multiple of four on.
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        let mut archive = Archive { bytes, inode: 0 };
+        let mut archive = Archive::behind(fs::read(modules)?);
         archive.file("init", 0o755, &fs::read(&programs.agent)?);
         if programs.desktop.exists() {
             archive.file("polydev-desktop", 0o755, &fs::read(&programs.desktop)?);
         }
         if let Some(overlay) = &programs.overlay {
-            archive.tree("overlay", overlay)?;
+            archive.tree(b"overlay", overlay)?;
         }
         let bytes = archive.finish();
         let digest = Sha256::digest(&bytes);
@@ -56,70 +53,13 @@ fn forget_old(cache: &Path) -> io::Result<()> {
     all.into_iter().take(surplus).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// A cpio archive in the "newc" format (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
-struct Archive {
-    bytes: Vec<u8>,
-    inode: u32,
-}
-
-impl Archive {
-    fn file(&mut self, name: &str, permissions: u32, content: &[u8]) {
-        self.entry(name.as_bytes(), 0o100_000 | permissions, content);
-    }
-
-    fn tree(&mut self, name: &str, dir: &Path) -> io::Result<()> {
-        self.tree_at(name.as_bytes().to_vec(), dir)
-    }
-
-    fn tree_at(&mut self, name: Vec<u8>, path: &Path) -> io::Result<()> {
-        let metadata = fs::symlink_metadata(path)?;
-        let permissions = metadata.permissions().mode() & 0o7777;
-        if metadata.is_symlink() {
-            self.entry(&name, 0o120_777, fs::read_link(path)?.as_os_str().as_bytes());
-        } else if metadata.is_dir() {
-            self.entry(&name, 0o040_000 | permissions, &[]);
-            let mut children: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
-            children.sort_by_key(fs::DirEntry::file_name);
-            for child in children {
-                let child_name = [&name[..], b"/", child.file_name().as_bytes()].concat();
-                self.tree_at(child_name, &child.path())?;
-            }
-        } else if metadata.is_file() {
-            self.entry(&name, 0o100_000 | permissions, &fs::read(path)?);
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, name: &[u8], mode: u32, content: &[u8]) {
-        self.inode += 1;
-        let size = |len: usize| u32::try_from(len).expect("files of an initramfs are far below 4 GiB");
-        // Magic, inode, mode, uid, gid, links, mtime, size, device (2), device number (2), name length, check.
-        let fields = [self.inode, mode, 0, 0, 1, 0, size(content.len()), 0, 0, 0, 0, size(name.len() + 1), 0];
-        self.bytes.extend_from_slice(b"070701");
-        for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name);
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(content);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry(b"TRAILER!!!", 0, &[]);
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::{
+        os::unix::fs::PermissionsExt,
+        process::{Command, Stdio},
+    };
 
     #[test]
     fn cpio_reads_back_what_was_packed_and_the_same_input_gives_the_same_file() {
@@ -129,7 +69,7 @@ mod tests {
         fs::write(path("over/etc/ca.pem"), "FAKE authority").unwrap();
         std::os::unix::fs::symlink("ca.pem", path("over/etc/link")).unwrap();
         fs::write(path("agent"), "agent!").unwrap();
-        let empty = Archive { bytes: Vec::new(), inode: 0 }.finish();
+        let empty = Archive::default().finish();
         fs::write(path("modules.cpio"), empty).unwrap();
         let programs =
             Programs { agent: path("agent"), desktop: path("absent"), overlay: Some(path("over")) };
