@@ -4,7 +4,12 @@
 //! to. They survive the death of the controller, and a guest's own processes cannot fake them: those never run as
 //! root of the host.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use polydev_core::ids::VmId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -12,6 +17,9 @@ use tokio::{io::unix::AsyncFd, time::timeout};
 
 /// USER_HZ, which is part of the kernel's interface on x86-64 and arm64.
 const TICKS_PER_SECOND: u64 = 100;
+/// How long a program may be between one environment and the next: its first pages may come from a busy disk.
+const EXEC_LIMIT: Duration = Duration::from_secs(2);
+const EXEC_POLL: Duration = Duration::from_millis(1);
 /// Names the VM.
 pub(crate) const VM_VARIABLE: &str = "POLYDEV_VM";
 /// Names the run directory's tag.
@@ -116,7 +124,7 @@ pub(crate) fn all(instance: &str) -> io::Result<Vec<(VmId, ProcessId)>> {
 
 /// The VM that a process says it belongs to. Processes of guests' users are not believed.
 fn owner(pid: i32, instance: &str) -> Option<VmId> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let environment = environment(pid)?;
     let value = |name: &str| {
         let mut variables = environment.split(|byte| *byte == 0);
         variables.find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
@@ -125,6 +133,31 @@ fn owner(pid: i32, instance: &str) -> Option<VmId> {
         return None;
     }
     std::str::from_utf8(value(VM_VARIABLE)?).ok()?.parse().ok()
+}
+
+/// What a process was started with. While it executes another program the kernel shows an empty one for a moment:
+/// taking that for the truth would overlook a VM that is just being launched.
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + EXEC_LIMIT;
+    loop {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        if !environment.is_empty() || !executing(pid) || Instant::now() >= deadline {
+            return Some(environment);
+        }
+        thread::sleep(EXEC_POLL);
+    }
+}
+
+/// Whether a process has a program but no place for its environment yet (field 51 of proc_pid_stat(5)).
+fn executing(pid: i32) -> bool {
+    let unset = |stat: String| {
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.trim_end().split(' ');
+        Some(!matches!(fields.next()?, "Z" | "X") && fields.nth(47)? == "0")
+    };
+    // Threads of the kernel have no program.
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+        && fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(unset).unwrap_or(false)
 }
 
 fn real_uid(pid: i32) -> Option<u32> {
@@ -157,16 +190,8 @@ mod tests {
     async fn a_vms_process_is_found_by_its_environment_and_killed() {
         let vm = VmId::from_uuid(uuid::Uuid::new_v4());
         let mut child = sleeper(vm);
-        // The child carries its own environment only once it has been executed.
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        let found = loop {
-            let mine = all("test0000").unwrap().into_iter().find(|(owner, _)| *owner == vm);
-            if let Some((_, found)) = mine {
-                break found;
-            }
-            assert!(std::time::Instant::now() < deadline, "not found");
-            tokio::task::yield_now().await;
-        };
+        // `spawn` returns once the child executes its program, perhaps before its environment is in place.
+        let (_, found) = all("test0000").unwrap().into_iter().find(|(owner, _)| *owner == vm).expect("found");
         assert_eq!(found.pid, i32::try_from(child.id()).unwrap());
         assert!(all("other000").unwrap().is_empty());
         found.kill(Duration::from_secs(5)).await.unwrap();
