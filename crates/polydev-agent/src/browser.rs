@@ -168,8 +168,9 @@ pub(crate) fn window_manager() -> Vec<String> {
     owned(&["openbox", "--config-file", OPENBOX_SETTINGS, "--sm-disable"])
 }
 
-pub(crate) fn watcher() -> Vec<String> {
-    owned(&[DESKTOP_PATH])
+/// The desktop program in one of its roles: `watch` tells what the screen shows, `stream` sends it and takes input.
+pub(crate) fn desktop_program(role: &str) -> Vec<String> {
+    owned(&[DESKTOP_PATH, role])
 }
 
 /// The browser on an empty page, or, given an address, the call that makes the running one open it.

@@ -1,7 +1,8 @@
-//! X server, window manager, browser and watcher of a browser VM, supervised.
+//! X server, window manager, browser, watcher and streamer of a browser VM, supervised.
 //!
 //! ```text
 //! X server --socket is there--> window manager, browser, watcher --painted, titles--> page opening
+//!                               streamer <--desktop streams-- host
 //! ```
 
 use std::{
@@ -72,6 +73,7 @@ enum Service {
     WindowManager,
     Browser,
     Watcher,
+    Streamer,
 }
 
 pub(crate) fn start(agent: &Rc<Agent>, width: u16, height: u16) -> Result<Reply, Refusal> {
@@ -87,21 +89,22 @@ pub(crate) fn start(agent: &Rc<Agent>, width: u16, height: u16) -> Result<Reply,
         (Service::XServer, browser::x_server(width, height)),
         (Service::WindowManager, browser::window_manager()),
         (Service::Browser, browser::chromium(None)),
-        (Service::Watcher, browser::watcher()),
+        (Service::Watcher, browser::desktop_program("watch")),
+        (Service::Streamer, browser::desktop_program("stream")),
     ] {
         tokio::task::spawn_local(supervise(agent.clone(), service, argv));
     }
     Ok(Reply::Done)
 }
 
-/// Joins a stream of the host with the guest's VNC server.
-pub(crate) async fn serve_vnc(agent: &Rc<Agent>, mut stream: Stream) {
-    match UnixStream::connect(VNC_SOCKET).await {
+/// Joins a stream of the host with one of the desktop's sockets.
+pub(crate) async fn join(agent: &Rc<Agent>, socket: &str, mut stream: Stream) {
+    match UnixStream::connect(socket).await {
         Ok(mut socket) => {
             // Either side may go at any time.
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut socket).await;
         }
-        Err(error) => agent.log.note("vnc", error),
+        Err(error) => agent.log.note("desktop", format_args!("{socket}: {error}")),
     }
 }
 
@@ -127,6 +130,7 @@ impl Service {
             Self::WindowManager => "window-manager",
             Self::Browser => "browser",
             Self::Watcher => "watcher",
+            Self::Streamer => "streamer",
         }
     }
 }
@@ -150,7 +154,7 @@ fn set(agent: &Agent, service: Service, to: ServiceState) {
             state.browser = to;
             state.painted &= to == ServiceState::Up;
         }
-        Service::Watcher => {}
+        Service::Watcher | Service::Streamer => {}
     });
 }
 
@@ -207,7 +211,7 @@ async fn run_once(agent: &Rc<Agent>, service: Service, argv: &[String]) -> i32 {
             agent.desktop.watcher.set(pid);
             tokio::task::spawn_local(listen(agent.clone(), stdout));
         }
-        Service::XServer | Service::WindowManager | Service::Browser => {
+        Service::XServer | Service::WindowManager | Service::Browser | Service::Streamer => {
             tokio::task::spawn_local(keep_output(agent.clone(), service, stdout));
         }
     }
@@ -224,7 +228,7 @@ async fn run_once(agent: &Rc<Agent>, service: Service, argv: &[String]) -> i32 {
             }
         }
         Service::WindowManager => set(agent, service, ServiceState::Up),
-        Service::Browser | Service::Watcher => {}
+        Service::Browser | Service::Watcher | Service::Streamer => {}
     }
     let code = exit.await.unwrap_or(-1);
     // Helpers of a browser that crashed must not hold its profile.

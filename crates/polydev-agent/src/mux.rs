@@ -2,9 +2,12 @@
 
 use std::{future::poll_fn, io, rc::Rc, task::Poll, time::Duration};
 
-use polydev_core::wire::{
-    StreamHeader,
-    frame::{self, FrameError},
+use polydev_core::{
+    guest::{DESKTOP_SOCKET, VNC_SOCKET},
+    wire::{
+        StreamHeader,
+        frame::{self, FrameError},
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -101,7 +104,8 @@ async fn dispatch(agent: Rc<Agent>, mut stream: Stream) {
     };
     match header {
         StreamHeader::Control => control::serve(agent, stream).await,
-        StreamHeader::Vnc => desktop::serve_vnc(&agent, stream).await,
+        StreamHeader::Vnc => desktop::join(&agent, VNC_SOCKET, stream).await,
+        StreamHeader::Desktop => desktop::join(&agent, DESKTOP_SOCKET, stream).await,
         StreamHeader::Pty { id } => terminal::attach(&agent, id, stream).await,
         StreamHeader::Egress { .. } => agent.log.note("channel", "the host has no egress to ask for"),
     }

@@ -22,6 +22,8 @@ pub const VIRTIO_CHANNEL: &str = "polydev.agent";
 pub const DISPLAY: &str = ":1";
 /// Unix socket of the guest's VNC server.
 pub const VNC_SOCKET: &str = "/run/polydev/desktop/vnc.sock";
+/// Unix socket on which the desktop program waits for the controller ([`crate::desktop`]).
+pub const DESKTOP_SOCKET: &str = "/run/polydev/desktop/stream.sock";
 
 /// Account that runs the CLI and the terminal.
 pub const CLI_USER: Account = Account { name: "dev", uid: 1000, gid: 1000, home: "/home/dev" };

@@ -4,6 +4,7 @@
 //! returned as data. That is what lets the session machine and the reconciler be tested with every ordering of
 //! events, and lets both ends of the guest channel share one definition of the protocol.
 
+pub mod desktop;
 pub mod guest;
 pub mod ids;
 #[cfg(feature = "provider-files")]

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `control` | host, once | host sends [`RequestFrame`]s, agent sends [`AgentFrame`]s, both as frames |
 //! | `vnc` | host | raw RFB bytes to and from the guest's X server |
+//! | `desktop` | host | messages of [`crate::desktop`] to and from the guest's desktop program |
 //! | `pty` | host | [`PtyFrame`](pty)-typed frames of one terminal |
 //! | `egress` | agent | host answers one frame ([`EgressReply`]); on `connected` raw bytes follow |
 //!
@@ -35,4 +36,4 @@ pub use login::{
 pub use stream::{EgressReply, StreamHeader};
 
 /// Version of everything in this module. A mismatch is refused at [`Request::Hello`].
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;

@@ -3,6 +3,7 @@
 //! The client outlives a lost connection: while the VM lives it connects again by itself, and only requests that
 //! were under way fail. Guest bytes are untrusted: every size is capped, nothing the agent sends can panic here.
 
+mod desktop;
 mod egress;
 mod link;
 mod session;
@@ -27,6 +28,7 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
+pub use desktop::{DesktopReader, DesktopWriter};
 use link::LinkState;
 pub use link::{ByteStream, Connector, LinkOptions};
 #[cfg(feature = "fake")]
@@ -162,6 +164,11 @@ impl AgentClient {
             }
         });
         Ok(near)
+    }
+
+    /// The guest's desktop program.
+    pub async fn desktop(&self) -> Result<(DesktopReader, DesktopWriter), AgentError> {
+        Ok(desktop::split(self.open("desktop", StreamHeader::Desktop).await?))
     }
 
     /// Attaches to a terminal that [`Request::OpenPty`] opened.

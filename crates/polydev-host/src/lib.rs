@@ -18,7 +18,9 @@ mod process;
 mod record;
 mod slots;
 
-pub use agent::{AgentClient, AgentError, ByteStream, Connector, LinkOptions, PtyStream};
+pub use agent::{
+    AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,
+};
 pub use config::{DriverChoice, HostConfig};
 pub use driver::probe::DriverProbe;
 pub use egress::{EgressHandler, EgressRefused, NoEgress};

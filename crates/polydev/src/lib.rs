@@ -9,6 +9,7 @@ mod cleaner;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod desktop;
 pub mod egress;
 mod guest_places;
 pub mod machines;

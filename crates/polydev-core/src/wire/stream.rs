@@ -10,6 +10,9 @@ pub enum StreamHeader {
     Control,
     /// Raw bytes of the guest's VNC server. Closed at once when there is no desktop.
     Vnc,
+    /// Messages of [`crate::desktop`], each after its length, to and from the guest's desktop program. Closed at once
+    /// when it does not run.
+    Desktop,
     /// Attaches to a terminal opened by [`super::Request::OpenPty`]. The newest attachment gets the output.
     Pty {
         /// The terminal's id.

@@ -4,6 +4,7 @@
 //! passes the contract suite of the real drivers and serves tests of everything above them.
 
 mod agent;
+mod desktop;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

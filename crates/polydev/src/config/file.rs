@@ -3,7 +3,7 @@
 use super::source::Settings;
 
 /// `(table, key, setting)`; the environment variable is `POLYDEV_` and the setting in upper case.
-const KEYS: [(&str, &str, &str); 32] = [
+const KEYS: &[(&str, &str, &str)] = &[
     ("server", "listen", "listen"),
     ("server", "link_ttl_s", "link_ttl_s"),
     ("server", "cookie_ttl_s", "cookie_ttl_s"),

@@ -140,6 +140,7 @@ impl FakeAgent {
                 tokio::io::copy(&mut reader, &mut writer).await?;
                 writer.shutdown().await
             }
+            StreamHeader::Desktop => super::desktop::serve(stream).await,
             StreamHeader::Pty { .. } => echo_terminal(stream).await,
             StreamHeader::Egress { .. } => Ok(()),
         }
