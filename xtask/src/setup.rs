@@ -10,8 +10,10 @@ use crate::{
 };
 
 /// `(what shows that it is there, Debian package)`.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("/usr/bin/gcc", "gcc"),
+    ("/usr/bin/g++", "g++"),
+    ("/usr/bin/nasm", "nasm"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
     ("/usr/bin/mmdebstrap", "mmdebstrap"),

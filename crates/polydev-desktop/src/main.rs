@@ -4,6 +4,8 @@
 //! else. It ends when the display does; the agent starts it again.
 
 mod display;
+mod outbox;
+mod wake;
 
 use std::{io::Write, process::ExitCode};
 
