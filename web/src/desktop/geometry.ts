@@ -1,6 +1,6 @@
 // Where the picture is in its room, which pixel of the desktop is under a finger, and what size to ask the desktop for.
 
-import { SIDE_MAX, SIDE_MIN } from "./protocol";
+import { SIDE_MAX, SIDE_MIN, type Place } from "./protocol";
 
 export interface Size {
   width: number;
@@ -10,11 +10,6 @@ export interface Size {
 export interface Box extends Size {
   left: number;
   top: number;
-}
-
-export interface Point {
-  x: number;
-  y: number;
 }
 
 /** Chromium's window does not become narrower than about this; a narrower desktop would cut it off. */
@@ -35,7 +30,7 @@ export function fitPicture(room: Size, desktop: Size, ratio: number): Box {
 }
 
 /** The desktop's pixel under a place of the page. `shown` is where the picture is seen, transforms included. */
-export function pixelAt(shown: Box, desktop: Size, client: Point): Point | null {
+export function pixelAt(shown: Box, desktop: Size, client: Place): Place | null {
   if (shown.width <= 0 || shown.height <= 0) return null;
   const x = Math.floor(((client.x - shown.left) / shown.width) * desktop.width);
   const y = Math.floor(((client.y - shown.top) / shown.height) * desktop.height);
@@ -56,14 +51,14 @@ export function scalePercent(ratio: number): number {
 }
 
 /** How far the picture is enlarged and moved, in CSS pixels of its room. */
-export interface Zoom extends Point {
+export interface Zoom extends Place {
   scale: number;
 }
 
 export const NO_ZOOM: Zoom = { scale: 1, x: 0, y: 0 };
 
 /** Enlarges around a place of the room and moves along; the picture never leaves the room's edges. */
-export function zoomed(zoom: Zoom, room: Size, factor: number, around: Point, moved: Point = { x: 0, y: 0 }): Zoom {
+export function zoomed(zoom: Zoom, room: Size, factor: number, around: Place, moved: Place = { x: 0, y: 0 }): Zoom {
   const scale = Math.min(Math.max(zoom.scale * factor, 1), ZOOM_MAX);
   const real = scale / zoom.scale;
   const keep = (offset: number, at: number, by: number, side: number): number => {

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { decodeFromDesktop, decodeInput, encodeInput, parseWords, textPieces, type InputEvent } from "./protocol";
+import { decodeFromDesktop, decodeInput, encodeInput, parseWords, type InputEvent } from "./protocol";
 
 // The same list is in crates/polydev-core/src/desktop/input.rs.
 const CASES: [InputEvent, number[]][] = [
@@ -16,8 +16,10 @@ test.each(CASES)("%o has the bytes that the controller reads", (event, bytes) =>
   expect(decodeInput(Uint8Array.from(bytes))).toEqual(event);
 });
 
-test("a place outside the desktop becomes its edge", () => {
+test("a place outside the range is cut to it, and an odd name of a key is left out", () => {
   expect([...encodeInput({ type: "move", x: -3.4, y: 70_000 })]).toEqual([0x31, 0, 0, 0xff, 0xff]);
+  expect([...encodeInput({ type: "wheel", dx: -40_000, dy: 40_000, x: 0, y: 0 })]).toEqual([0x33, 0x80, 0, 0x7f, 0xff, 0, 0, 0, 0]);
+  expect([...encodeInput({ type: "key", down: true, keysym: 0x61, code: "Key-A" })]).toEqual([0x34, 1, 0, 0, 0, 0x61]);
 });
 
 test("a frame is read with its head", () => {
@@ -49,9 +51,4 @@ test("what is not understood is skipped", () => {
   for (const bytes of [[], [0x31, 0], [0x34, 1]]) expect(decodeInput(Uint8Array.from(bytes))).toBeNull();
   for (const text of ["", "[", "3", "null", "{}"]) expect(parseWords(text)).toBeNull();
   expect(parseWords('{"type":"pong","at":1.5}')).toEqual({ type: "pong", at: 1.5 });
-});
-
-test("a long text is cut between characters", () => {
-  expect(textPieces("aä€😀b", 4)).toEqual(["aä", "€", "😀", "b"]);
-  expect(textPieces("")).toEqual([]);
 });

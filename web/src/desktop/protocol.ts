@@ -3,16 +3,6 @@
 
 /** Subprotocol of the WebSocket lane. */
 export const STREAM_PROTOCOL = "polydev.desktop.v1";
-/** Longest text one message types, in bytes. */
-export const TEXT_MAX_BYTES = 4 << 10;
-/** Longest clipboard text, in bytes. */
-export const CLIPBOARD_MAX_BYTES = 256 << 10;
-/** One notch of a wheel. */
-export const WHEEL_NOTCH = 120;
-/** Sides of a desktop, in pixels. */
-export const SIDE_MIN = 320;
-export const SIDE_MAX = 4096;
-
 const MOVE = 0x31;
 const BUTTON = 0x32;
 const WHEEL = 0x33;
@@ -26,11 +16,31 @@ const FRAME_HEAD = 26;
 const CURSOR_HEAD = 9;
 const CURSOR_SIDE_MAX = 256;
 
-/** One act of a hand. Places are pixels of the desktop. */
+/** Longest text that is typed by one message, in bytes. */
+export const TEXT_MAX = 4 << 10;
+/** Longest name of a physical key. */
+export const CODE_MAX = 32;
+/** Highest keysym (X11 protocol, appendix A: 29 bits). */
+export const KEYSYM_MAX = 0x1fff_ffff;
+/** Longest clipboard text, in bytes. */
+export const CLIPBOARD_MAX = 256 << 10;
+/** Sides of a desktop, in pixels. */
+export const SIDE_MIN = 320;
+export const SIDE_MAX = 4096;
+/** One notch of a wheel. */
+export const WHEEL_NOTCH = 120;
+
+/** A place on the desktop, in its pixels. */
+export interface Place {
+  x: number;
+  y: number;
+}
+
+/** One act of the person in control. */
 export type InputEvent =
-  | { type: "move"; x: number; y: number }
-  | { type: "button"; button: number; down: boolean; x: number; y: number }
-  | { type: "wheel"; dx: number; dy: number; x: number; y: number }
+  | ({ type: "move" } & Place)
+  | ({ type: "button"; button: number; down: boolean } & Place)
+  | ({ type: "wheel"; dx: number; dy: number } & Place)
   | { type: "key"; down: boolean; keysym: number; code: string }
   | { type: "text"; text: string }
   | { type: "releaseAll" };
@@ -124,43 +134,34 @@ export type ToViewer =
   | { type: "refused"; code: string }
   | { type: "ended"; reason: string };
 
-/** The bytes of an act. Places outside the desktop are moved to its edge. */
-export function encodeInput(event: InputEvent): Uint8Array {
+const utf8 = new TextEncoder();
+
+/** The message of an input event. Places and turns are cut to what a message can carry. */
+export function encodeInput(event: InputEvent): Uint8Array<ArrayBuffer> {
   switch (event.type) {
-    case "move": {
-      const out = message(MOVE, 5);
-      place(out, 1, event);
-      return out.bytes;
-    }
-    case "button": {
-      const out = message(BUTTON, 7);
-      out.view.setUint8(1, event.button);
-      out.view.setUint8(2, event.down ? 1 : 0);
-      place(out, 3, event);
-      return out.bytes;
-    }
-    case "wheel": {
-      const out = message(WHEEL, 9);
-      out.view.setInt16(1, clamp(event.dx, -0x8000, 0x7fff));
-      out.view.setInt16(3, clamp(event.dy, -0x8000, 0x7fff));
-      place(out, 5, event);
-      return out.bytes;
-    }
+    case "move":
+      return message([MOVE], 4, (view, at) => place(view, at, event));
+    case "button":
+      return message([BUTTON, event.button, Number(event.down)], 4, (view, at) => place(view, at, event));
+    case "wheel":
+      return message([WHEEL], 8, (view, at) => {
+        view.setInt16(at, cut(event.dx, -0x8000, 0x7fff));
+        view.setInt16(at + 2, cut(event.dy, -0x8000, 0x7fff));
+        place(view, at + 4, event);
+      });
     case "key": {
-      const out = message(KEY, 6 + event.code.length);
-      out.view.setUint8(1, event.down ? 1 : 0);
-      out.view.setUint32(2, event.keysym);
-      for (let at = 0; at < event.code.length; at += 1) out.view.setUint8(6 + at, event.code.charCodeAt(at) & 0x7f);
-      return out.bytes;
+      const code = /^[A-Za-z0-9]{0,32}$/.test(event.code) ? utf8.encode(event.code) : new Uint8Array();
+      return message([KEY, Number(event.down)], 4 + code.length, (view, at) => {
+        view.setUint32(at, event.keysym);
+        new Uint8Array(view.buffer).set(code, at + 4);
+      });
     }
     case "text": {
-      const text = new TextEncoder().encode(event.text);
-      const out = message(TEXT, 1 + text.length);
-      out.bytes.set(text, 1);
-      return out.bytes;
+      const bytes = utf8.encode(event.text);
+      return message([TEXT], bytes.length, (view, at) => new Uint8Array(view.buffer).set(bytes, at));
     }
     case "releaseAll":
-      return message(RELEASE_ALL, 1).bytes;
+      return Uint8Array.of(RELEASE_ALL);
   }
 }
 
@@ -232,45 +233,22 @@ export function parseWords(text: string): ToViewer | null {
   }
 }
 
-/** The text cut into pieces that one message each can carry; no character is torn. */
-export function textPieces(text: string, maxBytes = TEXT_MAX_BYTES): string[] {
-  const pieces: string[] = [];
-  let piece = "";
-  let size = 0;
-  for (const character of text) {
-    const bytes = new TextEncoder().encode(character).length;
-    if (size + bytes > maxBytes) {
-      pieces.push(piece);
-      piece = "";
-      size = 0;
-    }
-    piece += character;
-    size += bytes;
-  }
-  if (piece !== "") pieces.push(piece);
-  return pieces;
+function message(head: number[], rest: number, fill: (view: DataView<ArrayBuffer>, at: number) => void): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(head.length + rest);
+  bytes.set(head);
+  fill(new DataView(bytes.buffer), head.length);
+  return bytes;
 }
 
-interface Message {
-  bytes: Uint8Array;
-  view: DataView;
+function place(view: DataView, at: number, { x, y }: Place): void {
+  view.setUint16(at, cut(x, 0, 0xffff));
+  view.setUint16(at + 2, cut(y, 0, 0xffff));
 }
 
-function message(kind: number, length: number): Message {
-  const bytes = new Uint8Array(length);
-  bytes[0] = kind;
-  return { bytes, view: viewOf(bytes) };
-}
-
-function place(out: Message, at: number, { x, y }: { x: number; y: number }): void {
-  out.view.setUint16(at, clamp(x, 0, 0xffff));
-  out.view.setUint16(at + 2, clamp(y, 0, 0xffff));
+function cut(value: number, min: number, max: number): number {
+  return Math.min(max, Math.max(min, Math.round(value)));
 }
 
 function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-function clamp(value: number, least: number, most: number): number {
-  return Math.min(Math.max(Math.round(value), least), most);
 }
