@@ -19,6 +19,7 @@ use crate::{
     cleaner::Cleaner,
     clock::Clock,
     config::Config,
+    desktop::Desktops,
     egress::Egress,
     guest_places,
     machines::Machines,
@@ -81,6 +82,8 @@ pub struct App {
     pub slots: Slots,
     /// Sign-ins.
     pub sessions: Sessions,
+    /// Live desktops.
+    pub desktops: Desktops,
     /// CLI VMs.
     pub workspaces: Workspaces,
     /// Removes VMs.
@@ -139,6 +142,7 @@ impl App {
             limiter,
             slots,
             sessions,
+            desktops: Desktops {},
             workspaces,
             cleaner,
             stop: CancellationToken::new(),
