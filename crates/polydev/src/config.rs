@@ -3,6 +3,7 @@
 //! Every fault is collected and reported at once, with where it came from, so that a person corrects the file in
 //! one go. Secrets are never values here, only paths of files that hold them.
 
+mod desktop;
 mod file;
 mod limits;
 mod paths;
@@ -12,6 +13,7 @@ mod vms;
 
 use std::{ffi::OsString, path::PathBuf};
 
+pub use desktop::DesktopConfig;
 pub use limits::LimitsConfig;
 pub use paths::PathsConfig;
 pub use server::ServerConfig;
@@ -27,6 +29,8 @@ pub struct Config {
     pub paths: PathsConfig,
     /// How VMs are made.
     pub vms: VmsConfig,
+    /// How desktops are shown.
+    pub desktop: DesktopConfig,
     /// How much a caller may do.
     pub limits: LimitsConfig,
 }
@@ -66,9 +70,11 @@ impl Config {
         }
         settings.add_environment(env);
         settings.add_flags(flags);
+        let server = ServerConfig::read(&mut settings);
         let config = Config {
             paths: PathsConfig::read(&mut settings),
-            server: ServerConfig::read(&mut settings),
+            desktop: DesktopConfig::read(&mut settings, server.listen),
+            server,
             vms: VmsConfig::read(&mut settings),
             limits: LimitsConfig::read(&mut settings),
         };
