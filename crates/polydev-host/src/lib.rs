@@ -9,6 +9,7 @@ pub mod config;
 pub mod driver;
 pub mod egress;
 mod error;
+pub mod firecracker;
 mod golden;
 pub mod host;
 pub mod image;

@@ -14,7 +14,7 @@ const SIZE: (u16, u16) = (1280, 800);
 /// frame; text typed comes back as clipboard text.
 pub(super) async fn serve(mut stream: Compat<yamux::Stream>) -> io::Result<()> {
     let (mut width, mut height) = SIZE;
-    let mut seq = 0;
+    let mut seq = 0_u32;
     tell(&mut stream, &FromDesktop::Hello { version: DESKTOP_VERSION, width, height }).await?;
     let mut cutter = Cutter::new(TO_DESKTOP_MAX);
     let mut chunk = [0; 4096];
