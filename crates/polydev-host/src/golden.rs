@@ -5,12 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-
-use crate::error::HostError;
-
-/// Version of `image.json` this program reads.
-const SCHEMA: u32 = 1;
+use crate::{
+    error::HostError,
+    image::{ImageManifest, LayerEntry, SCHEMA},
+};
 
 /// An installed image. Its files never change: a new build gets a new id.
 #[derive(Debug, Clone)]
@@ -29,28 +27,6 @@ pub(crate) struct Layer {
     pub(crate) sha256: String,
 }
 
-#[derive(Deserialize)]
-struct ImageFile {
-    schema: u32,
-    id: String,
-    layers: Vec<LayerEntry>,
-    kernel: KernelEntry,
-    modules_cpio: PathBuf,
-}
-
-#[derive(Deserialize)]
-struct LayerEntry {
-    name: String,
-    path: PathBuf,
-    sha256: String,
-    size_bytes: u64,
-}
-
-#[derive(Deserialize)]
-struct KernelEntry {
-    vmlinux: PathBuf,
-}
-
 impl GoldenImage {
     /// The image that `current` points to. Sizes are compared; checksums are the builder's `verify`.
     pub(crate) fn current(image_dir: &Path) -> Result<Self, HostError> {
@@ -63,7 +39,7 @@ impl GoldenImage {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
             Err(error) => return Err(HostError::os("read image.json")(error)),
         };
-        let file: ImageFile =
+        let file: ImageManifest =
             serde_json::from_slice(&bytes).map_err(|error| damaged(format!("image.json: {error}")))?;
         if file.schema != SCHEMA {
             return Err(damaged(format!(
@@ -72,7 +48,7 @@ impl GoldenImage {
             )));
         }
         let mut layers = Vec::new();
-        for LayerEntry { name, path, sha256, size_bytes } in file.layers {
+        for LayerEntry { name, path, sha256, size_bytes, .. } in file.layers {
             let path = dir.join(path);
             let size = fs::metadata(&path).map_err(|error| damaged(format!("layer {name}: {error}")))?.len();
             if size != size_bytes {

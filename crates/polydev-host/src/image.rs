@@ -30,6 +30,7 @@ pub use build::{BuildOptions, build};
 pub use command::{Cancel, Progress, ProgressFn};
 pub use error::ImageError;
 pub use lease::{Image, open, open_current};
+pub(crate) use manifest::SCHEMA;
 pub use manifest::{ImageManifest, KernelEntry, LayerEntry};
 pub use modules::{ModuleError, load_order};
 pub use recipe::{Account, Check, Layer, Mirror, Node, Os, Recipe, Tool};

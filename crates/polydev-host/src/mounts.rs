@@ -56,9 +56,9 @@ pub(crate) fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Pa
     mount("polydev", target, "overlay", MountFlags::empty(), options.as_c_str()).map_err(HostError::os(op()))
 }
 
-/// Mount points at or below `dir`, deepest first.
+/// Mount points at or below `dir` as this thread sees them, deepest first.
 pub(crate) fn under(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = fs::read("/proc/self/mountinfo")?;
+    let table = fs::read("/proc/thread-self/mountinfo")?;
     let mut found: Vec<PathBuf> = table
         .split(|byte| *byte == b'\n')
         .filter_map(mount_point)

@@ -8,6 +8,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::command::Runner;
 use super::error::{ImageError, IoContext};
+use crate::mounts;
 
 /// Runs `work` on a thread with its own mount namespace; threads it starts share that namespace.
 pub(crate) fn in_private_namespace<T: Send>(
@@ -94,17 +95,8 @@ pub(crate) fn remove_scratch(dir: &Path) -> Result<(), ImageError> {
     if !dir.exists() {
         return Ok(());
     }
-    let table_path = Path::new("/proc/thread-self/mountinfo");
-    let table = fs::read_to_string(table_path).or_io("read", table_path)?;
-    let prefix = format!("{}/", dir.display());
-    let mut below: Vec<_> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|point| point.starts_with(&prefix))
-        .collect();
-    below.sort_by_key(|point| std::cmp::Reverse(point.len()));
-    for point in below {
-        unmount(point, UnmountFlags::DETACH).or_io("unmount", Path::new(point))?;
+    for point in mounts::under(dir).or_io("read the mount table for", dir)? {
+        unmount(&point, UnmountFlags::DETACH).or_io("unmount", &point)?;
     }
     fs::remove_dir_all(dir).or_io("remove", dir)
 }
