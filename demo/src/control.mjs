@@ -7,9 +7,10 @@ import { BadKnob } from './knobs.mjs';
 export class Control {
   #token = randomBytes(32).toString('base64url');
 
-  constructor({ stateDir, knobs, passwords }) {
+  constructor({ stateDir, knobs, passwords, trials }) {
     this.knobs = knobs;
     this.passwords = passwords;
+    this.trials = trials;
     writeFileSync(join(stateDir, 'control-token'), this.#token, { mode: 0o600 });
   }
 
@@ -42,6 +43,10 @@ export class Control {
       case 'POST /control/rules':
         this.knobs.add(x.fields);
         return x.json(201, { rules: this.knobs.rules });
+      case 'GET /control/typed': {
+        const typed = this.trials.typed(x.query.get('id'));
+        return typed ? x.json(200, typed) : x.json(404, { error: 'not_found' });
+      }
       default:
         return x.json(404, { error: 'not_found' });
     }

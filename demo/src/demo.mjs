@@ -15,6 +15,7 @@ import { OidcStore } from './oidc-store.mjs';
 import { writeOverlay, writeRoutes } from './overlay.mjs';
 import { SignIn } from './sign-in.mjs';
 import { StateFile } from './state-file.mjs';
+import { TrialPages } from './trial-pages.mjs';
 import { anthropicHosts } from './vendors/anthropic.mjs';
 import { cloudflareHosts } from './vendors/cloudflare.mjs';
 import { githubHosts } from './vendors/github.mjs';
@@ -41,6 +42,7 @@ export async function startDemo({ stateDir, httpsPort = 0, httpPort = 0 }) {
   const passwords = new PasswordCheck({ limit: () => knobs.settings.wrongPasswordLimit });
   const devices = new Devices({ ledger, knobs });
   const signIn = new SignIn({ passwords, devices, knobs });
+  const trials = new TrialPages();
   const deps = { ledger, devices, signIn, knobs };
   const openai = openaiHosts(deps);
   const cloudflare = cloudflareHosts(deps);
@@ -51,7 +53,8 @@ export async function startDemo({ stateDir, httpsPort = 0, httpPort = 0 }) {
     loopbackRoutes: { ...cloudflare['dash.cloudflare.com'], ...openai['auth.openai.com'] },
     issuer: new DemoIssuer({ store, knobs, passwords, ledger }),
     signIn,
-    control: new Control({ stateDir, knobs, passwords }),
+    trials,
+    control: new Control({ stateDir, knobs, passwords, trials }),
     knobs,
     journal: new Journal(join(stateDir, 'requests.jsonl')),
   });

@@ -7,13 +7,14 @@ import { DEMO_HOST } from './hosts.mjs';
 import { grantOf } from './journal.mjs';
 import { OAuthError } from './ledger.mjs';
 import { SIGN_IN_PATH } from './sign-in.mjs';
+import { TrialPages } from './trial-pages.mjs';
 
 const ADDRESS = '127.0.0.1';
 
 export class Network {
   /** `routes`: host name to "METHOD /path" to handler. `loopbackRoutes`: the same for the plain loopback port. */
-  constructor({ authority, routes, loopbackRoutes, issuer, signIn, control, knobs, journal }) {
-    Object.assign(this, { routes, loopbackRoutes, issuer, signIn, control, knobs, journal });
+  constructor({ authority, routes, loopbackRoutes, issuer, signIn, trials, control, knobs, journal }) {
+    Object.assign(this, { routes, loopbackRoutes, issuer, signIn, trials, control, knobs, journal });
     const handle = (req, res) => this.#handle(req, res);
     this.https = https.createServer({ key: authority.leafKeyPem, cert: authority.leafPem, ALPNProtocols: ['http/1.1'] }, handle);
     this.http = http.createServer(handle);
@@ -87,6 +88,7 @@ export class Network {
     const routes = loopback ? this.loopbackRoutes : this.routes[x.host];
     if (wrongName || (!routes && x.host !== DEMO_HOST)) return x.json(421, { error: 'misdirected_request' });
     if (!x.secure && !loopback) return x.redirect(`https://${x.host}${x.req.url}`, 308);
+    if (TrialPages.handles(x)) return this.trials.answer(x);
     if (x.host === DEMO_HOST) return this.issuer.answer(x);
     if (x.path === SIGN_IN_PATH) return this.signIn.answer(x);
     const method = x.method === 'HEAD' ? 'GET' : x.method;
