@@ -1,11 +1,11 @@
-//! Firecracker's control: its HTTP API over a unix socket, one caller at a time.
+//! Firecracker: its HTTP API over a unix socket, and one process of it from start to end.
 //!
-//! Only what polydev uses is here, with the field names of Firecracker's API description (`firecracker.yaml`, version
-//! 1.16.1). Nothing here starts, finds or ends a process.
+//! Only what polydev uses of the API is here, with the field names of its description (`firecracker.yaml`, 1.16.1).
 
 mod api;
 mod http;
 mod model;
+pub mod vmm;
 
 pub use api::{Api, ApiError};
 pub use model::{

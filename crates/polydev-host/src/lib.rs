@@ -18,6 +18,7 @@ mod mounts;
 mod process;
 mod record;
 mod slots;
+mod snapshot;
 
 pub use agent::{
     AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,

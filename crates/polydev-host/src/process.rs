@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +26,7 @@ pub(crate) const VM_VARIABLE: &str = "POLYDEV_VM";
 pub(crate) const INSTANCE_VARIABLE: &str = "POLYDEV_INSTANCE";
 
 /// A process, told apart from a later one with the same pid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ProcessId {
     pid: i32,
     /// Field 22 of /proc/pid/stat (proc_pid_stat(5)).
@@ -54,6 +54,11 @@ impl ProcessId {
     /// Whether it still runs; one that ended but was not waited for does not.
     pub(crate) fn alive(self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks)
+    }
+
+    /// The link to its program.
+    pub(crate) fn exe(self) -> PathBuf {
+        format!("/proc/{}/exe", self.pid).into()
     }
 
     /// User and system time it took so far; zero once it is gone.

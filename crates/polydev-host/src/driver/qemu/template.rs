@@ -16,7 +16,6 @@ use polydev_core::{
     ids::VmId,
     wire::{AgentEvent, Reply, Request},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
@@ -29,10 +28,11 @@ use crate::{
     error::HostError,
     host::{LogKind, VmKind},
     logs, process,
-    record::write_durably,
+    snapshot::{DEVICES, MEMORY, check, describe},
 };
 
-const SCHEMA: u32 = 1;
+/// Version of what a template depends on.
+const SCHEMA: u32 = 2;
 /// How long a desktop may take to show its first picture.
 const PAINT_LIMIT: Duration = Duration::from_secs(400);
 /// How long the guest may take to come to rest afterwards.
@@ -47,27 +47,12 @@ const HANG_UP_LIMIT: Duration = Duration::from_secs(5);
 const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
 /// Templates kept; older ones are those of earlier builds.
 const KEPT: usize = 2;
-/// Device state, in the template's directory and, as a link, in a restored VM's.
-const DEVICES: &str = "devices.state";
-const MEMORY: &str = "memory";
-const ABOUT: &str = "template.json";
 
 /// What has to be equal for a template to fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) vcpus: u8,
     pub(super) memory_mib: u32,
-}
-
-/// A template's description, written last.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct About {
-    schema: u32,
-    desktop_px: (u16, u16),
-    devices_sha256: String,
-    memory_bytes: u64,
-    /// Tells whether anything wrote to the memory since; hashing gigabytes at each start would take too long.
-    memory_modified_ns: i128,
 }
 
 impl QemuDriver {
@@ -88,7 +73,7 @@ impl QemuDriver {
         let _one_at_a_time = self.making.lock().await;
         let initrd = self.initrd()?;
         let target = self.template_dir(size, &initrd);
-        if check(&target).is_ok_and(|about| about.desktop_px == desktop_px) {
+        if check(&target).is_ok_and(|about| about.desktop_px == Some(desktop_px)) {
             return Ok(());
         }
         let began = Instant::now();
@@ -204,7 +189,7 @@ impl QemuDriver {
                 }
             }
             fs::copy(run.join(DEVICES), target.join(DEVICES))?;
-            describe(target, desktop_px)
+            describe(target, Some(desktop_px))
         };
         about.await.map_err(HostError::os("save the template"))
     }
@@ -345,75 +330,11 @@ async fn ignore_shared(qmp: &mut Qmp) -> io::Result<()> {
     qmp.run("migrate-set-capabilities", capability).await.map(drop)
 }
 
-fn describe(dir: &Path, desktop_px: (u16, u16)) -> io::Result<()> {
-    let memory = fs::File::open(dir.join(MEMORY))?;
-    memory.sync_all()?;
-    fs::File::open(dir.join(DEVICES))?.sync_all()?;
-    let (memory_bytes, memory_modified_ns) = stamp(&memory.metadata()?);
-    let devices_sha256 = digest(&dir.join(DEVICES))?;
-    let about = About { schema: SCHEMA, desktop_px, devices_sha256, memory_bytes, memory_modified_ns };
-    write_durably(&dir.join(ABOUT), &serde_json::to_vec(&about)?)
-}
-
-fn check(dir: &Path) -> Result<About, String> {
-    let words = |error: io::Error| error.to_string();
-    let bytes = fs::read(dir.join(ABOUT)).map_err(words)?;
-    let about: About = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-    let stamped = stamp(&fs::metadata(dir.join(MEMORY)).map_err(words)?);
-    if about.schema != SCHEMA {
-        return Err("of another version".to_owned());
-    }
-    if (about.memory_bytes, about.memory_modified_ns) != stamped {
-        return Err("its memory was written to".to_owned());
-    }
-    if digest(&dir.join(DEVICES)).map_err(words)? != about.devices_sha256 {
-        return Err("its device state is another".to_owned());
-    }
-    Ok(about)
-}
-
-fn stamp(file: &fs::Metadata) -> (u64, i128) {
-    (file.len(), i128::from(file.mtime()) * 1_000_000_000 + i128::from(file.mtime_nsec()))
-}
-
-fn digest(path: &Path) -> io::Result<String> {
-    Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 fn remove(dir: &Path) -> Result<(), HostError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(HostError::os(format!("remove {}", dir.display()))(error))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_template_that_anything_wrote_to_is_not_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let make = || {
-            fs::write(path(MEMORY), "memory").unwrap();
-            fs::write(path(DEVICES), "devices").unwrap();
-            describe(dir.path(), (800, 600)).unwrap();
-        };
-        make();
-        assert_eq!(check(dir.path()).unwrap().desktop_px, (800, 600));
-        fs::write(path(DEVICES), "Devices").unwrap();
-        check(dir.path()).unwrap_err();
-        make();
-        let later = fs::metadata(path(MEMORY)).unwrap().modified().unwrap() + Duration::from_millis(1);
-        fs::File::open(path(MEMORY)).unwrap().set_modified(later).unwrap();
-        check(dir.path()).unwrap_err();
-        make();
-        fs::write(path(ABOUT), "{").unwrap();
-        check(dir.path()).unwrap_err();
-        fs::remove_file(path(ABOUT)).unwrap();
-        check(dir.path()).unwrap_err();
     }
 }
