@@ -1,14 +1,20 @@
-//! Watches the X display of a browser VM and tells the agent what it sees, one JSON line at a time on stdout.
+//! The guest program of the desktop, in one of two roles that the agent starts again whenever they end, which they do
+//! when the display goes away:
 //!
-//! It looks at a few single pixels and at window titles. It reads no input, takes no picture and sends nothing anywhere
-//! else. It ends when the display does; the agent starts it again.
+//! - `watch` tells the agent what the X display shows, one JSON line at a time on stdout. It looks at a few single pixels
+//!   and at window titles. It reads no input, takes no picture and sends nothing anywhere else.
+//! - `stream` sends the screen as video to the host over a socket, and injects the input that comes back.
 
 mod display;
+#[path = "hand.rs"]
+mod input;
 mod outbox;
+mod stream;
 mod wake;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode};
 
+use polydev_core::guest::DESKTOP_SOCKET;
 use serde::Serialize;
 
 /// What can be seen. The agent holds the same definition.
@@ -27,6 +33,19 @@ enum Seen {
 }
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let ended = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["watch"] => watch(),
+        ["stream"] => stream(Path::new(DESKTOP_SOCKET)),
+        ["stream", socket] => stream(Path::new(socket)),
+        _ => "usage: polydev-desktop watch | stream [SOCKET]".to_owned(),
+    };
+    eprintln!("polydev-desktop: {ended}");
+    ExitCode::FAILURE
+}
+
+/// Returns why it ended; so does [`stream`].
+fn watch() -> String {
     let mut stdout = std::io::stdout();
     let tell = |seen: Seen| {
         let mut line = serde_json::to_vec(&seen).map_err(std::io::Error::from)?;
@@ -36,9 +55,13 @@ fn main() -> ExitCode {
     };
     match display::watch(tell) {
         Ok(never) => match never {},
-        Err(error) => {
-            eprintln!("polydev-desktop: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => error.to_string(),
+    }
+}
+
+fn stream(socket: &Path) -> String {
+    match stream::run(socket) {
+        Ok(never) => match never {},
+        Err(error) => error.to_string(),
     }
 }

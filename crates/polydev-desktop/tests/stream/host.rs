@@ -1,0 +1,101 @@
+//! The host's end of the connection.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use polydev_core::desktop::{Cutter, FROM_DESKTOP_MAX, Frame, FromDesktop, ToDesktop, framed};
+
+use crate::{picture::Decoder, server::LIMIT};
+
+/// A host that is connected.
+pub(crate) struct Host {
+    pub(crate) socket: UnixStream,
+    cutter: Cutter,
+    pub(crate) decoder: Decoder,
+    next_seq: u32,
+}
+
+impl Host {
+    /// Connects as soon as the program listens.
+    pub(crate) fn connect(socket: &Path) -> Self {
+        let deadline = Instant::now() + LIMIT;
+        let socket = loop {
+            match UnixStream::connect(socket) {
+                Ok(socket) => break socket,
+                Err(error) => assert!(Instant::now() < deadline, "the program does not listen: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        Self { socket, cutter: Cutter::new(FROM_DESKTOP_MAX), decoder: Decoder::new(), next_seq: 0 }
+    }
+
+    /// Connects and watches from the start.
+    pub(crate) fn watch(socket: &Path) -> Self {
+        let mut host = Self::connect(socket);
+        assert!(matches!(host.next(), Some(FromDesktop::Hello { version: 1, .. })));
+        host.tell(&ToDesktop::Watch(true));
+        host
+    }
+
+    pub(crate) fn tell(&mut self, message: &ToDesktop) {
+        self.socket.write_all(&framed(&message.encode())).unwrap();
+    }
+
+    /// The next message; `None` at the end.
+    pub(crate) fn next(&mut self) -> Option<FromDesktop> {
+        loop {
+            if let Some(message) = self.cutter.next().unwrap() {
+                return Some(FromDesktop::decode(message).unwrap());
+            }
+            let mut chunk = [0; 16 << 10];
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(count) => self.cutter.extend(&chunk[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("nothing came in time: {error}"),
+            }
+        }
+    }
+
+    /// The next frame, decoded.
+    pub(crate) fn frame(&mut self) -> Frame {
+        loop {
+            match self.next() {
+                Some(FromDesktop::Frame(frame)) => {
+                    assert_eq!(frame.seq, self.next_seq, "a frame is missing");
+                    self.next_seq += 1;
+                    self.decoder.take(&frame);
+                    return frame;
+                }
+                Some(_) => {}
+                None => panic!("the program hung up"),
+            }
+        }
+    }
+
+    /// Frames until one is as wanted; gives that one.
+    pub(crate) fn frame_where(
+        &mut self,
+        what: &str,
+        mut wanted: impl FnMut(&Frame, &Decoder) -> bool,
+    ) -> Frame {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let frame = self.frame();
+            if wanted(&frame, &self.decoder) {
+                return frame;
+            }
+            assert!(Instant::now() < deadline, "no frame {what}");
+        }
+    }
+
+    /// Reads until the stream is at rest: a keep-alive came.
+    pub(crate) fn rest(&mut self) {
+        self.frame_where("that is a keep-alive", |frame, _| frame.keep_alive);
+    }
+}
