@@ -19,7 +19,7 @@ use crate::{
     cleaner::Cleaner,
     clock::Clock,
     config::Config,
-    desktop::Desktops,
+    desktop::{self, Desktops},
     egress::Egress,
     guest_places,
     machines::Machines,
@@ -131,6 +131,15 @@ impl App {
             base_url: access.base_url(),
         });
         let limiter = RateLimiter::new(config.limits.clone());
+        let stop = CancellationToken::new();
+        let desktops = Desktops::new(desktop::Parts {
+            sessions: sessions.clone(),
+            settings: desktop::Settings::from(&config.desktop),
+            desktop_px: config.vms.desktop_px,
+            shares_clock: machines.status().shared_kernel,
+            metrics: Arc::default(),
+            stop: stop.clone(),
+        });
         Arc::new(Self {
             config,
             clock,
@@ -142,10 +151,10 @@ impl App {
             limiter,
             slots,
             sessions,
-            desktops: Desktops {},
+            desktops,
             workspaces,
             cleaner,
-            stop: CancellationToken::new(),
+            stop,
             vault,
             sockets: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -177,6 +186,7 @@ impl App {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        self.desktops.ended().await;
         self.store.close().await;
     }
 

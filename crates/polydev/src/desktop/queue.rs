@@ -98,8 +98,12 @@ impl Latest {
         if self.flow == Flow::NeedsKey {
             return Pushed::Withheld;
         }
-        let bytes: usize =
-            self.waiting.iter().filter(|waiting| !waiting.frame.key).map(|waiting| waiting.frame.data.len()).sum();
+        let bytes: usize = self
+            .waiting
+            .iter()
+            .filter(|waiting| !waiting.frame.key)
+            .map(|waiting| waiting.frame.data.len())
+            .sum();
         if self.waiting.len() < FRAMES_MAX && bytes + frame.data.len() <= BYTES_MAX {
             self.waiting.push_back(Waiting { frame, arrived, age });
             return Pushed::Queued { dropped: 0 };

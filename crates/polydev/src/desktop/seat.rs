@@ -16,7 +16,7 @@ use super::{
     bucket::Bucket,
     metrics::Metrics,
     queue::{Latest, Pushed, Taken},
-    stats::{Tally, Tallied},
+    stats::{Tallied, Tally},
     talk::{FromViewer, ToViewer, ViewerReport},
     words::{Ended, Outgoing, Topic, Words},
 };
@@ -198,7 +198,8 @@ impl Seat {
             return self.refuse(Refusal::TooFast);
         }
         let asked = &mut inbox.heard.asked;
-        if is_move && let Some(Asked::Input { event: last @ InputEvent::Move { .. }, .. }) = asked.back_mut() {
+        if is_move && let Some(Asked::Input { event: last @ InputEvent::Move { .. }, .. }) = asked.back_mut()
+        {
             *last = event;
             return;
         }
@@ -262,6 +263,12 @@ impl Seat {
         let mut words = lock(&self.words);
         let said = words.waiting.say(word);
         self.said(words, said.is_ok());
+    }
+
+    /// Says something before all that waits.
+    pub(super) fn say_first(&self, word: &ToViewer) {
+        lock(&self.words).waiting.say_first(word);
+        self.words_ready.notify_one();
     }
 
     pub(super) fn pass(&self, topic: Topic, message: Outgoing) {

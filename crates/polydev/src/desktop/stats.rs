@@ -87,9 +87,12 @@ impl Tally {
         let mut left = Left::default();
         if let Some(at) = self.taken.iter().position(|taken| taken.frame.seq == frame.seq) {
             let taken = self.taken.drain(..=at).next_back();
-            left.server = taken.and_then(|taken| Some(taken.age? + now.saturating_duration_since(taken.arrived)));
+            left.server =
+                taken.and_then(|taken| Some(taken.age? + now.saturating_duration_since(taken.arrived)));
         }
-        while let Some((seq, arrived)) = self.inputs.front().copied().filter(|(seq, _)| *seq <= frame.input_seq) {
+        while let Some((seq, arrived)) =
+            self.inputs.front().copied().filter(|(seq, _)| *seq <= frame.input_seq)
+        {
             let _ = seq;
             self.inputs.pop_front();
             if !frame.keep_alive {

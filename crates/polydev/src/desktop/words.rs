@@ -100,8 +100,12 @@ impl Words {
     }
 
     pub(super) fn say(&mut self, word: &ToViewer) -> Result<(), Full> {
-        let text = serde_json::to_string(word).expect("words are plain data");
-        self.push(Topic::of(word), Outgoing::Text(text.into()))
+        self.push(Topic::of(word), Outgoing::Text(text(word)))
+    }
+
+    /// Nothing that waits is known to the viewer before this.
+    pub(super) fn say_first(&mut self, word: &ToViewer) {
+        self.waiting.push_front((Topic::of(word), Outgoing::Text(text(word))));
     }
 
     pub(super) fn push(&mut self, topic: Topic, message: Outgoing) -> Result<(), Full> {
@@ -118,6 +122,10 @@ impl Words {
     pub(super) fn pop(&mut self) -> Option<Outgoing> {
         self.waiting.pop_front().map(|(_, message)| message)
     }
+}
+
+fn text(word: &ToViewer) -> Arc<str> {
+    serde_json::to_string(word).expect("words are plain data").into()
 }
 
 #[cfg(test)]
