@@ -1,0 +1,181 @@
+//! When the bandwidth of a viewer's path is estimated, and when that would only cost.
+//!
+//! ```text
+//! still --a picture that is not small--> moving --nothing but small ones for a while--> still
+//! ```
+//! Estimating has a price: the library fills silence up to 50 kbit/s and probes above what is sent every few seconds. A
+//! sign-in page stands still most of the time, so that price is paid while pictures flow only. What was learned is kept.
+
+use std::time::{Duration, Instant};
+
+use str0m::bwe::Bitrate;
+
+/// Assumed of a path that nothing is known of.
+const FIRST_ESTIMATE: Bitrate = Bitrate::kbps(5000);
+/// What is known is never taken for less: below it nothing can be read.
+const LEAST_ESTIMATE: Bitrate = Bitrate::kbps(200);
+/// Without pictures for so long, it stands still.
+const STILL_AFTER: Duration = Duration::from_millis(1500);
+/// Over this, pictures are what fills the path, and more of it is looked for.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Bytes of pictures within a window that make looking for more worth it: 400 kbit.
+const DEMAND_BYTES: usize = 50_000;
+/// Bytes of a picture too small to make a difference: one packet.
+const SMALL: usize = 1100;
+/// The search for bandwidth after a picture that fills packets at the start of a connection.
+const FIRST_SEARCH: Duration = Duration::from_secs(3);
+
+/// What the library is to do from now on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Pacing {
+    /// Estimate nothing, fill nothing, and send at once whatever comes.
+    Rest,
+    /// Estimate from here on. The first picture may still leave at once: a person has just clicked, and waits for it.
+    Estimate {
+        /// What was known last.
+        from: Bitrate,
+    },
+    /// Send no faster than estimated.
+    Smooth,
+    /// Find out whether the path takes so much.
+    Seek(Bitrate),
+}
+
+/// The state of one viewer.
+#[derive(Debug)]
+pub(super) struct Pace {
+    motion: Motion,
+    estimate: Bitrate,
+    most: Bitrate,
+    /// Since when the path is used.
+    begun: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Motion {
+    Still,
+    Moving { last: Instant, window: Instant, bytes: usize, sought: Bitrate, is_smooth: bool },
+}
+
+impl Pace {
+    pub(super) fn new(max_kbps: u32) -> Self {
+        let most = Bitrate::kbps(u64::from(max_kbps));
+        Self { motion: Motion::Still, estimate: FIRST_ESTIMATE.min(most), most, begun: None }
+    }
+
+    /// What the path is thought to take.
+    pub(super) fn estimate(&self) -> Bitrate {
+        self.estimate
+    }
+
+    /// The library has a new estimate. `None` if it is not to be heeded.
+    pub(super) fn estimated(&mut self, estimate: Bitrate) -> Option<Bitrate> {
+        if matches!(self.motion, Motion::Still) {
+            return None;
+        }
+        self.estimate = estimate.max(LEAST_ESTIMATE).min(self.most);
+        Some(self.estimate)
+    }
+
+    /// A picture of so many bytes is about to be sent.
+    pub(super) fn sending(&mut self, now: Instant, size: usize) -> Option<Pacing> {
+        match &mut self.motion {
+            Motion::Still if size <= SMALL => None,
+            Motion::Still => {
+                self.begun.get_or_insert(now);
+                let sought = Bitrate::ZERO;
+                self.motion = Motion::Moving { last: now, window: now, bytes: size, sought, is_smooth: false };
+                Some(Pacing::Estimate { from: self.estimate })
+            }
+            Motion::Moving { last, bytes, is_smooth, .. } => {
+                if size > SMALL {
+                    *last = now;
+                }
+                *bytes += size;
+                (!std::mem::replace(is_smooth, true)).then_some(Pacing::Smooth)
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self, now: Instant) -> Option<Pacing> {
+        let Motion::Moving { last, window, bytes, sought, .. } = &mut self.motion else { return None };
+        if now - *last >= STILL_AFTER {
+            self.motion = Motion::Still;
+            return Some(Pacing::Rest);
+        }
+        let is_first = self.begun.is_some_and(|begun| now - begun < FIRST_SEARCH);
+        if now - *window < WINDOW && !(is_first && sought.is_zero()) {
+            return None;
+        }
+        let wanted = is_first || *bytes >= DEMAND_BYTES;
+        (*window, *bytes) = (now, 0);
+        let target = if wanted { (self.estimate * 1.5).min(self.most) } else { Bitrate::ZERO };
+        if target == *sought {
+            return None;
+        }
+        *sought = target;
+        Some(Pacing::Seek(target))
+    }
+
+    /// When [`Pace::tick`] has something to say at the latest.
+    pub(super) fn next_tick(&self) -> Option<Instant> {
+        match self.motion {
+            Motion::Still => None,
+            Motion::Moving { last, window, .. } => Some((window + WINDOW).min(last + STILL_AFTER)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn keep_alive_pictures_wake_no_estimation() {
+        let (mut pace, now) = (Pace::new(20_000), Instant::now());
+        assert_eq!(pace.sending(now, 200), None);
+        assert_eq!(pace.next_tick(), None);
+        assert_eq!(pace.estimated(Bitrate::kbps(1)), None);
+        assert_eq!(pace.estimate(), FIRST_ESTIMATE);
+    }
+
+    #[test]
+    fn a_picture_begins_estimating_from_what_was_known_and_stillness_ends_it() {
+        let (mut pace, now) = (Pace::new(20_000), Instant::now());
+        assert_eq!(pace.sending(now, 90_000), Some(Pacing::Estimate { from: FIRST_ESTIMATE }));
+        assert_eq!(pace.tick(now), Some(Pacing::Seek(Bitrate::kbps(7500))), "a new path is searched at once");
+        assert_eq!(pace.estimated(Bitrate::kbps(2000)), Some(Bitrate::kbps(2000)));
+        assert_eq!(pace.sending(now + 1400 * MS, 300), Some(Pacing::Smooth), "the second one keeps to the estimate");
+        assert_eq!(pace.sending(now + 1400 * MS, 300), None, "too small to count");
+        assert_eq!(pace.tick(now + 1500 * MS), Some(Pacing::Rest));
+        assert_eq!(pace.estimated(Bitrate::kbps(1)), None, "what a resting library says is nothing");
+        let later = now + 60_000 * MS;
+        assert_eq!(pace.sending(later, 5000), Some(Pacing::Estimate { from: Bitrate::kbps(2000) }));
+        assert_eq!(pace.tick(later + 1000 * MS), None, "little was sent: nothing is sought");
+    }
+
+    #[test]
+    fn more_is_sought_while_pictures_fill_the_path_but_never_more_than_is_allowed() {
+        let (mut pace, now) = (Pace::new(6000), Instant::now());
+        pace.sending(now, 90_000);
+        assert_eq!(pace.tick(now), Some(Pacing::Seek(Bitrate::kbps(6000))));
+        let mut sought = Vec::new();
+        for step in 1..60 {
+            let now = now + 100 * MS * step;
+            pace.sending(now, 20_000);
+            sought.extend(pace.tick(now));
+        }
+        assert_eq!(sought, [], "it seeks the same all the time");
+        assert_eq!(pace.estimated(Bitrate::mbps(50)), Some(Bitrate::kbps(6000)));
+    }
+
+    #[test]
+    fn a_bad_path_is_not_given_up() {
+        let (mut pace, now) = (Pace::new(6000), Instant::now());
+        pace.sending(now, 90_000);
+        assert_eq!(pace.estimated(Bitrate::ZERO), Some(LEAST_ESTIMATE));
+    }
+}
