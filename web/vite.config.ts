@@ -13,6 +13,12 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 700,
+    rollupOptions: {
+      input: { page: "index.html", "polydev-desktop": "src/desktop/embed.ts" },
+      preserveEntrySignatures: "exports-only",
+      // Pages of others name this file: it has no hash.
+      output: { entryFileNames: (chunk) => (chunk.name === "polydev-desktop" ? "embed/[name].js" : "assets/[name]-[hash].js") },
+    },
   },
   server: {
     host: "127.0.0.1",

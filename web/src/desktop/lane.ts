@@ -12,6 +12,8 @@ export interface LaneHandlers {
   picture(): void;
   words(words: ToViewer): void;
   cursor(cursor: CursorShape | CursorMoved): void;
+  /** How the pointer looks, as a CSS value, where the lane knows it in no other way. */
+  cursorStyle(css: string): void;
   /** What brings this viewer's number and role back within a minute. */
   resume(token: string): void;
   /** The picture has this size now. */
@@ -35,7 +37,7 @@ export interface Lane {
   /** Shows the picture. */
   readonly view: HTMLElement;
   /** The element that is covered by the desktop exactly, if the lane places it itself. */
-  readonly ownPlacement?: () => Element | null;
+  ownPlacement?(): Element | null;
   start(): void;
   /** An input message; an unreliable one may be left out. */
   send(message: Uint8Array<ArrayBuffer>, reliable: boolean): void;
@@ -59,6 +61,7 @@ export function onceFailed(handlers: LaneHandlers): LaneHandlers {
     picture: guard(() => handlers.picture()),
     words: guard((words) => handlers.words(words)),
     cursor: guard((cursor) => handlers.cursor(cursor)),
+    cursorStyle: guard((css) => handlers.cursorStyle(css)),
     resume: guard((token) => handlers.resume(token)),
     size: guard((width, height) => handlers.size(width, height)),
     repairing: guard((is) => handlers.repairing(is)),

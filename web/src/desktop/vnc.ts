@@ -1,0 +1,162 @@
+// The last lane: noVNC draws, the viewer's own input is translated to RFB (RFC 6143, section 7.5).
+
+import type RFB from "@novnc/novnc";
+import { NARROWEST } from "./geometry";
+import { onceFailed, type Lane, type LaneContext, type LaneHandlers } from "./lane";
+import type { Figures } from "./meter";
+import { decodeInput, WHEEL_NOTCH, type FromViewer, type InputEvent } from "./protocol";
+import { vncUrl } from "./routes";
+import { typeText } from "./typing";
+
+/** Bits of RFB's button mask: a wheel's notch is a press of one of the last four. */
+const BUTTON_BITS: Readonly<Record<number, number>> = { 1: 1, 2: 2, 3: 4, 8: 128, 9: 256 };
+const WHEEL_BITS = { up: 8, down: 16, left: 32, right: 64 } as const;
+/** Bits beyond these need an extension of the protocol. */
+const PLAIN_BITS = 0x7f;
+/** Most notches of one message; more is a hand gone wild. */
+const NOTCHES_MAX = 20;
+
+export class VncLane implements Lane {
+  readonly kind = "vnc";
+  readonly view = document.createElement("div");
+  private readonly handlers: LaneHandlers;
+  private rfb: RFB | undefined;
+  private messages: typeof RFB.messages | undefined;
+  private mask = 0;
+  private readonly held = new Set<number>();
+  private readonly turned = { x: 0, y: 0 };
+  private cursor: MutationObserver | undefined;
+  private stopped = false;
+
+  constructor(
+    private readonly context: LaneContext,
+    handlers: LaneHandlers,
+  ) {
+    this.handlers = onceFailed(handlers);
+    // noVNC must not listen: the viewer does.
+    this.view.style.pointerEvents = "none";
+  }
+
+  start(): void {
+    this.connect().catch(() => this.fail("refused"));
+  }
+
+  send(message: Uint8Array<ArrayBuffer>): void {
+    const event = decodeInput(message);
+    if (event && this.rfb) this.act(this.rfb, event);
+  }
+
+  say(words: FromViewer): void {
+    if (words.type === "clipboard") this.rfb?.clipboardPasteFrom(words.text);
+  }
+
+  async figures(): Promise<Figures> {
+    return { fps: 0, kbps: 0, rttMs: null, presentMs: null, bufferMs: null, framesShown: 0, framesDropped: 0, freezes: 0, path: "TCP" };
+  }
+
+  ownPlacement(): Element | null {
+    return this.view.querySelector("canvas");
+  }
+
+  refit(): void {
+    if (this.rfb) this.rfb.resizeSession = this.context.role === "control" && this.view.clientWidth >= NARROWEST;
+  }
+
+  stop(): void {
+    this.stopped = true;
+    this.cursor?.disconnect();
+    const rfb = this.rfb;
+    this.rfb = undefined;
+    rfb?.disconnect();
+  }
+
+  private async connect(): Promise<void> {
+    const { default: Rfb } = await import("@novnc/novnc");
+    if (this.stopped) return;
+    const rfb = new Rfb(this.view, vncUrl(this.context), { shared: true, wsProtocols: ["binary"] });
+    this.rfb = rfb;
+    this.messages = Rfb.messages;
+    rfb.background = "transparent";
+    rfb.scaleViewport = true;
+    rfb.focusOnClick = false;
+    rfb.showDotCursor = true;
+    rfb.qualityLevel = 7;
+    rfb.compressionLevel = 2;
+    let open = false;
+    rfb.addEventListener("connect", () => {
+      open = true;
+      this.refit();
+      this.handlers.connected();
+      this.watchCanvas();
+      this.handlers.picture();
+    });
+    rfb.addEventListener("clipboard", (event) => {
+      const { text } = (event as CustomEvent<{ text: string }>).detail;
+      this.handlers.words({ type: "clipboard", text });
+    });
+    rfb.addEventListener("disconnect", () => {
+      if (this.rfb === rfb) this.fail(open ? "lost" : "refused");
+    });
+  }
+
+  private watchCanvas(): void {
+    const canvas = this.view.querySelector("canvas");
+    if (!canvas) return;
+    const look = (): void => {
+      if (canvas.width > 0 && canvas.height > 0) this.handlers.size(canvas.width, canvas.height);
+      this.handlers.cursorStyle(canvas.style.cursor);
+    };
+    this.cursor = new MutationObserver(look);
+    this.cursor.observe(canvas, { attributes: true, attributeFilter: ["style", "width", "height"] });
+    look();
+  }
+
+  private act(rfb: RFB, event: InputEvent): void {
+    switch (event.type) {
+      case "move":
+        return this.point(rfb, event.x, event.y, this.mask);
+      case "button": {
+        const bit = BUTTON_BITS[event.button] ?? 0;
+        this.mask = event.down ? this.mask | bit : this.mask & ~bit;
+        return this.point(rfb, event.x, event.y, this.mask);
+      }
+      case "wheel": {
+        this.turn(rfb, event, "x", event.dx, WHEEL_BITS.left, WHEEL_BITS.right);
+        return this.turn(rfb, event, "y", event.dy, WHEEL_BITS.up, WHEEL_BITS.down);
+      }
+      case "key":
+        if (event.down) this.held.add(event.keysym);
+        else this.held.delete(event.keysym);
+        // By what the key means, not by where it is: the VM's layout is not the person's.
+        return rfb.sendKey(event.keysym, null, event.down);
+      case "text":
+        return void typeText(event.text, (keysym) => rfb.sendKey(keysym, null), undefined, () => this.rfb === rfb);
+      case "releaseAll":
+        for (const keysym of this.held) rfb.sendKey(keysym, null, false);
+        this.held.clear();
+        this.mask = 0;
+    }
+  }
+
+  private turn(rfb: RFB, at: { x: number; y: number }, axis: "x" | "y", by: number, less: number, more: number): void {
+    this.turned[axis] += by;
+    let left = NOTCHES_MAX;
+    while (Math.abs(this.turned[axis]) >= WHEEL_NOTCH && left > 0) {
+      const bit = this.turned[axis] > 0 ? more : less;
+      this.turned[axis] -= Math.sign(this.turned[axis]) * WHEEL_NOTCH;
+      this.point(rfb, at.x, at.y, this.mask | bit);
+      this.point(rfb, at.x, at.y, this.mask);
+      left -= 1;
+    }
+  }
+
+  private point(rfb: RFB, x: number, y: number, mask: number): void {
+    if (mask > PLAIN_BITS) return this.messages?.extendedPointerEvent(rfb._sock, x, y, mask);
+    this.messages?.pointerEvent(rfb._sock, x, y, mask);
+  }
+
+  private fail(why: "lost" | "refused"): void {
+    this.stop();
+    this.handlers.failed(why);
+  }
+}
