@@ -206,6 +206,7 @@ class Attached implements InputHandle {
       if (event.type === "pointerdown") {
         target.setPointerCapture(event.pointerId);
         this.focus();
+        this.keyboard.releaseLost(event);
       }
       this.pointer.event(event);
     };

@@ -8,19 +8,23 @@ import type { Latches } from "./latches";
 import type { KeyOut } from "./output";
 import type { Platform } from "./platform";
 
+/** What any event of a keyboard or pointer says about the modifiers. */
+export interface ModifierState {
+  readonly ctrlKey: boolean;
+  readonly altKey: boolean;
+  readonly shiftKey: boolean;
+  readonly metaKey: boolean;
+  getModifierState(name: string): boolean;
+}
+
 /** What is used of a KeyboardEvent. */
-export interface KeyLike {
+export interface KeyLike extends ModifierState {
   readonly key: string;
   readonly code: string;
   readonly keyCode: number;
   readonly repeat: boolean;
   readonly isComposing: boolean;
-  readonly ctrlKey: boolean;
-  readonly altKey: boolean;
-  readonly shiftKey: boolean;
-  readonly metaKey: boolean;
   readonly timeStamp: number;
-  getModifierState(name: string): boolean;
 }
 
 export type Verdict = "taken" | "native";
@@ -85,12 +89,14 @@ export class Keyboard {
 
   down(event: KeyLike): Verdict {
     const merged = this.settleControl(event);
-    if (event.isComposing || event.keyCode === BY_INPUT_METHOD || event.key === "Process") return this.downInComposition(event);
+    const composed = event.isComposing || event.keyCode === BY_INPUT_METHOD || event.key === "Process";
+    // On Windows an input method's keys do not tell which modifiers are down.
+    if (!composed || this.options.platform === "linux") this.releaseLost(event, event.code);
+    if (composed) return this.downInComposition(event);
     if (event.key === "Dead" || event.key === "Compose") {
       this.dead = true;
       return "native";
     }
-    this.releaseLost(event);
     if (isText(event.key)) return this.character(event);
     const keysym = this.named(event);
     if (keysym === null) return "native";
@@ -104,6 +110,7 @@ export class Keyboard {
 
   up(event: KeyLike): Verdict {
     this.flushControl();
+    this.releaseLost(event, event.code);
     this.deferred.delete(event.code);
     const was = this.held.get(event.code);
     if (was === undefined) return "native";
@@ -311,15 +318,21 @@ export class Keyboard {
     return [...this.held.values()].some((keysym) => keysyms.includes(keysym));
   }
 
-  /** Modifiers that the event says are up, though their release was never reported. */
-  private releaseLost(event: KeyLike): void {
-    if (event.getModifierState("AltGraph") || this.apple) return;
+  /**
+   * Lets modifiers go of which an event says that they are up, though their release was never reported: input methods
+   * and dead keys swallow it. `except` is the key that the event is about.
+   */
+  releaseLost(event: ModifierState, except = ""): void {
+    if (this.apple) return;
+    const altGraph = event.getModifierState("AltGraph");
     const up: number[] = [];
     if (!event.shiftKey) up.push(KEYSYM.ShiftL, KEYSYM.ShiftR);
-    if (!event.ctrlKey) up.push(KEYSYM.ControlL, KEYSYM.ControlR);
-    if (!event.altKey) up.push(KEYSYM.AltL, KEYSYM.AltR);
+    // With AltGr Windows does not tell about Control and Alt.
+    if (!event.ctrlKey && !altGraph) up.push(KEYSYM.ControlL, KEYSYM.ControlR);
+    if (!event.altKey && !altGraph) up.push(KEYSYM.AltL, KEYSYM.AltR);
     if (!event.metaKey) up.push(KEYSYM.SuperL, KEYSYM.SuperR);
-    const own = event.code;
-    for (const [code, keysym] of [...this.held]) if (code !== own && up.includes(keysym)) this.release(code);
+    if (!altGraph) up.push(KEYSYM.Level3Shift);
+    for (const [code, keysym] of [...this.deferred]) if (code !== except && up.includes(keysym)) this.deferred.delete(code);
+    for (const [code, keysym] of [...this.held]) if (code !== except && up.includes(keysym)) this.release(code);
   }
 }
