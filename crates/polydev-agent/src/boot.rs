@@ -63,21 +63,21 @@ fn run() -> Result<Infallible, BootError> {
     let options = Options::parse(&command_line);
     load_modules();
 
-    let disks = disks(&options.disks())?;
+    let disks = options.find_disks()?;
     let mut lower = Vec::new();
     if Path::new("/overlay").is_dir() {
         mount_new("overlay-files", "/layers/overlay", "tmpfs", nothing, "mode=0755")?;
         copy_tree(Path::new("/overlay"), Path::new("/layers/overlay")).step("copy the overlay directory")?;
         lower.push("/layers/overlay".to_owned());
     }
-    for layer in &options.layers {
-        let place = format!("/layers/{layer}");
-        mount_new(&disks[layer], &place, "erofs", MountFlags::RDONLY | MountFlags::NODEV, "")?;
+    for Disk { name, .. } in &options.layers {
+        let place = format!("/layers/{name}");
+        mount_new(&disks[name], &place, "erofs", MountFlags::RDONLY | MountFlags::NODEV, "")?;
         lower.push(place);
     }
     match options.upper {
         Upper::Tmpfs => mount_new("upper", "/upper", "tmpfs", nothing, "mode=0700")?,
-        Upper::Disk => {
+        Upper::Disk(_) => {
             mount_new(&disks[DATA_DISK], "/upper", "ext4", MountFlags::NOATIME | MountFlags::NODEV, "")?;
             fs::set_permissions("/upper", fs::Permissions::from_mode(0o700)).step("protect /upper")?;
         }
@@ -130,14 +130,29 @@ const DATA_DISK: &str = "data";
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     /// Topmost first.
-    layers: Vec<String>,
+    layers: Vec<Disk>,
     upper: Upper,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Upper {
     Tmpfs,
-    Disk,
+    /// The data disk, under this kernel name if it has no serial.
+    Disk(Option<String>),
+}
+
+/// A disk, found by its serial or, where the VMM sets none (Firecracker), by its kernel name: `name` or `name@vda`.
+#[derive(Debug, PartialEq, Eq)]
+struct Disk {
+    name: String,
+    device: Option<String>,
+}
+
+impl Disk {
+    fn parse(text: &str) -> Self {
+        let (name, device) = text.split_once('@').map_or((text, None), |(name, device)| (name, Some(device)));
+        Self { name: name.to_owned(), device: device.map(str::to_owned) }
+    }
 }
 
 impl Options {
@@ -145,14 +160,22 @@ impl Options {
         let value = |name: &str| command_line.split_whitespace().find_map(|word| word.strip_prefix(name));
         let layers = value("polydev.layers=").unwrap_or("base");
         Self {
-            layers: layers.split(',').filter(|l| !l.is_empty()).map(str::to_owned).collect(),
-            upper: if value("polydev.upper=") == Some("disk") { Upper::Disk } else { Upper::Tmpfs },
+            layers: layers.split(',').filter(|l| !l.is_empty()).map(Disk::parse).collect(),
+            upper: match value("polydev.upper=").map(Disk::parse) {
+                Some(Disk { name, device }) if name == "disk" => Upper::Disk(device),
+                _ => Upper::Tmpfs,
+            },
         }
     }
 
-    fn disks(&self) -> Vec<String> {
-        let data = (self.upper == Upper::Disk).then(|| DATA_DISK.to_owned());
-        self.layers.iter().cloned().chain(data).collect()
+    /// Device paths of all disks by name, once they are there.
+    fn find_disks(&self) -> Result<HashMap<String, String>, BootError> {
+        let data = match &self.upper {
+            Upper::Tmpfs => None,
+            Upper::Disk(device) => Some((DATA_DISK, device.as_deref())),
+        };
+        let layers = self.layers.iter().map(|disk| (disk.name.as_str(), disk.device.as_deref()));
+        wait_for_disks(&layers.chain(data).collect::<Vec<_>>())
     }
 }
 
@@ -170,22 +193,29 @@ fn load_modules() {
     }
 }
 
-/// Device paths of the virtio disks with these serials.
-fn disks(wanted: &[String]) -> Result<HashMap<String, String>, BootError> {
+/// Waits for virtio disks with these serials or kernel names.
+fn wait_for_disks(wanted: &[(&str, Option<&str>)]) -> Result<HashMap<String, String>, BootError> {
     let deadline = Instant::now() + DISK_LIMIT;
     loop {
-        let mut found = HashMap::new();
+        let mut serials = HashMap::new();
         for entry in fs::read_dir("/sys/block").step("list /sys/block")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let mut serial = String::new();
             let read =
                 fs::File::open(entry.path().join("serial")).and_then(|mut f| f.read_to_string(&mut serial));
-            if read.is_ok() && Path::new("/dev").join(&name).exists() {
-                found.insert(serial.trim_matches(['\0', '\n', ' ']).to_owned(), format!("/dev/{name}"));
+            if read.is_ok() {
+                serials.insert(serial.trim_matches(['\0', '\n', ' ']).to_owned(), name);
             }
         }
-        let missing: Vec<&str> =
-            wanted.iter().filter(|w| !found.contains_key(*w)).map(String::as_str).collect();
+        let mut found = HashMap::new();
+        let mut missing = Vec::new();
+        for (name, device) in wanted {
+            let device = device.map(str::to_owned).or_else(|| serials.get(*name).cloned());
+            match device.map(|device| format!("/dev/{device}")).filter(|path| Path::new(path).exists()) {
+                Some(path) => drop(found.insert((*name).to_owned(), path)),
+                None => missing.push(*name),
+            }
+        }
         if missing.is_empty() {
             return Ok(found);
         }
@@ -251,10 +281,18 @@ mod tests {
 
     #[test]
     fn the_command_line_names_the_layers_and_where_writes_go() {
+        let disk = |name: &str, device: Option<&str>| Disk {
+            name: name.to_owned(),
+            device: device.map(str::to_owned),
+        };
         let options = Options::parse("console=ttyS0 polydev.layers=tools,base polydev.upper=disk quiet");
-        assert_eq!(options, Options { layers: vec!["tools".into(), "base".into()], upper: Upper::Disk });
-        assert_eq!(options.disks(), ["tools", "base", "data"]);
-        assert_eq!(Options::parse("quiet"), Options { layers: vec!["base".into()], upper: Upper::Tmpfs });
+        let layers = vec![disk("tools", None), disk("base", None)];
+        assert_eq!(options, Options { layers, upper: Upper::Disk(None) });
+        let options = Options::parse("polydev.layers=tools@vda,base@vdb polydev.upper=disk@vdc");
+        let layers = vec![disk("tools", Some("vda")), disk("base", Some("vdb"))];
+        assert_eq!(options, Options { layers, upper: Upper::Disk(Some("vdc".to_owned())) });
+        let plain = Options { layers: vec![disk("base", None)], upper: Upper::Tmpfs };
+        assert_eq!(Options::parse("quiet"), plain);
     }
 
     #[test]

@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use polydev_core::{guest::CONTAINER_CHANNEL, wire::preamble};
+use polydev_core::{
+    guest::{CONTAINER_CHANNEL, VSOCK_OPTION},
+    wire::preamble,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     time::timeout,
 };
 
-use crate::{Surroundings, agent::Agent, mux, virtio_port::VirtioPort};
+use crate::{Surroundings, agent::Agent, mux, virtio_port::VirtioPort, vsock::VsockListener};
 
 /// How long a fresh connection may take to send its preamble.
 const PREAMBLE_LIMIT: Duration = Duration::from_secs(30);
@@ -27,6 +30,7 @@ pub(crate) async fn serve(agent: Rc<Agent>) {
     loop {
         let failure = match agent.surroundings {
             Surroundings::Container => serve_socket(&agent).await,
+            Surroundings::Vm if has_vsock() => serve_vsock(&agent).await,
             Surroundings::Vm => serve_port(&agent).await,
         };
         if let Err(error) = failure {
@@ -46,20 +50,35 @@ async fn serve_socket(agent: &Rc<Agent>) -> io::Result<()> {
     }
     let listener = UnixListener::bind(CONTAINER_CHANNEL)?;
     loop {
-        let (mut socket, _) = listener.accept().await?;
-        let agent = agent.clone();
-        tokio::task::spawn_local(async move {
-            match timeout(PREAMBLE_LIMIT, greet(&mut socket)).await {
-                Ok(Ok(nonce)) => {
-                    let session =
-                        tokio::task::spawn_local(mux::serve(agent.clone(), Greeted::new(socket, nonce)));
-                    agent.replace_session(Some(session.abort_handle()));
-                }
-                Ok(Err(error)) => agent.log.note("channel", format_args!("no preamble: {error}")),
-                Err(_) => agent.log.note("channel", "no preamble in time"),
-            }
-        });
+        serve_host(agent, listener.accept().await?.0);
     }
+}
+
+async fn serve_vsock(agent: &Rc<Agent>) -> io::Result<()> {
+    let listener = VsockListener::bind()?;
+    loop {
+        serve_host(agent, listener.accept().await?);
+    }
+}
+
+fn has_vsock() -> bool {
+    std::fs::read_to_string("/proc/cmdline")
+        .is_ok_and(|line| line.split_whitespace().any(|word| word == VSOCK_OPTION))
+}
+
+fn serve_host(agent: &Rc<Agent>, mut socket: UnixStream) {
+    let agent = agent.clone();
+    tokio::task::spawn_local(async move {
+        match timeout(PREAMBLE_LIMIT, greet(&mut socket)).await {
+            Ok(Ok(nonce)) => {
+                let session =
+                    tokio::task::spawn_local(mux::serve(agent.clone(), Greeted::new(socket, nonce)));
+                agent.replace_session(Some(session.abort_handle()));
+            }
+            Ok(Err(error)) => agent.log.note("channel", format_args!("no preamble: {error}")),
+            Err(_) => agent.log.note("channel", "no preamble in time"),
+        }
+    });
 }
 
 async fn serve_port(agent: &Rc<Agent>) -> io::Result<()> {

@@ -31,6 +31,7 @@ mod shim;
 mod success;
 mod terminal;
 mod virtio_port;
+mod vsock;
 
 use std::{path::Path, process::ExitCode};
 

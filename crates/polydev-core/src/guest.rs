@@ -18,6 +18,10 @@ pub const SHIM_SOCKET: &str = "/run/polydev/shim.sock";
 pub const CONTAINER_CHANNEL: &str = "/run/polydev/channel/agent.sock";
 /// Name of the virtio-serial port that carries the guest channel under QEMU.
 pub const VIRTIO_CHANNEL: &str = "polydev.agent";
+/// vsock port on which the agent listens for the host under Firecracker.
+pub const VSOCK_PORT: u32 = 5000;
+/// What the kernel command line says where the channel is a vsock; a virtio-serial port otherwise.
+pub const VSOCK_OPTION: &str = "polydev.channel=vsock";
 /// X display of the browser VM.
 pub const DISPLAY: &str = ":1";
 /// Unix socket of the guest's VNC server.
