@@ -19,7 +19,7 @@ use crate::{
     cleaner::Cleaner,
     clock::Clock,
     config::Config,
-    desktop::{self, Desktops},
+    desktop::{self, Desktops, webrtc::Endpoint},
     egress::Egress,
     guest_places,
     machines::Machines,
@@ -58,6 +58,8 @@ pub struct Parts {
     pub access: Access,
     /// Deadlines of sign-ins.
     pub limits: Limits,
+    /// Where desktops are watched over WebRTC.
+    pub endpoint: Endpoint,
 }
 
 /// The controller.
@@ -84,6 +86,8 @@ pub struct App {
     pub sessions: Sessions,
     /// Live desktops.
     pub desktops: Desktops,
+    /// Where they are watched over WebRTC.
+    pub endpoint: Endpoint,
     /// CLI VMs.
     pub workspaces: Workspaces,
     /// Removes VMs.
@@ -98,8 +102,19 @@ pub struct App {
 impl App {
     /// Puts the parts together. Nothing runs yet.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, listen: _, clock, store, vault, machines, egress, providers, access, limits } =
-            parts;
+        let Parts {
+            config,
+            listen: _,
+            clock,
+            store,
+            vault,
+            machines,
+            egress,
+            providers,
+            access,
+            limits,
+            endpoint,
+        } = parts;
         let (vault, providers) = (Arc::new(vault), Arc::new(providers));
         let slots = Slots::new(usize::from(config.vms.slots), config.limits.queue_max);
         let cleaner = Cleaner::new(store.clone(), Arc::clone(&machines), Arc::clone(&egress), clock);
@@ -152,6 +167,7 @@ impl App {
             slots,
             sessions,
             desktops,
+            endpoint,
             workspaces,
             cleaner,
             stop,
@@ -187,6 +203,7 @@ impl App {
         self.tasks.close();
         self.tasks.wait().await;
         self.desktops.ended().await;
+        self.endpoint.close().await;
         self.store.close().await;
     }
 

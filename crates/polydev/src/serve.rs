@@ -27,6 +27,7 @@ use crate::{
     app::{App, Parts, RecoverError},
     clock::Clock,
     config::Config,
+    desktop::webrtc::{Endpoint, EndpointError},
     egress::{Egress, RouteError},
     machines::{Machines, Unavailable},
     store::{Store, StoreError},
@@ -82,6 +83,9 @@ pub(crate) enum ServeError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Where desktops are watched.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -99,11 +103,12 @@ impl ServeError {
         Some(match self {
             Self::NotLoopback(_) => "polydev listens on 127.0.0.1 or [::1] only",
             Self::Listen { .. } => "is another polydev running? give another --listen",
+            Self::Endpoint(EndpointError::Listen { .. }) => "give another address with POLYDEV_DESKTOP_LISTEN",
             Self::Busy(_) => "give another --data-dir",
             Self::Vault(_) => "see the vault's chapter of the operator's guide before you remove a key file",
             Self::Providers(_) => "correct the files in --providers-dir",
             Self::Routes(_) => "correct the file given with --egress-routes",
-            Self::Path { .. } | Self::Store(_) | Self::Host(_) | Self::Recover(_) | Self::Io(_) => {
+            Self::Path { .. } | Self::Endpoint(_) | Self::Store(_) | Self::Host(_) | Self::Recover(_) | Self::Io(_) => {
                 "`polydev doctor` says what works on this machine"
             }
         })
@@ -195,13 +200,26 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         })?;
     let limits = Limits { queue_ms: millis(config.limits.queue_wait), ..Limits::default() };
     let clock = Clock::System;
-    let app =
-        App::new(Parts { config, listen, clock, store, vault, machines, egress, providers, access, limits });
+    let endpoint = Endpoint::open(&config.desktop)?;
+    let media = endpoint.address();
+    let app = App::new(Parts {
+        config,
+        listen,
+        clock,
+        store,
+        vault,
+        machines,
+        egress,
+        providers,
+        access,
+        limits,
+        endpoint,
+    });
     app.recover().await?;
     // Not before: what is being made there belongs to no session, so recovering would take it for a leftover.
     prepare(&app);
     let (link, _) = app.access.new_link(app.clock.now_ms())?;
-    tracing::info!(%listen, driver = app.machines.status().driver, "polydev is listening");
+    tracing::info!(%listen, %media, driver = app.machines.status().driver, "polydev is listening");
     // The one thing a person needs; on stdout so that scripts can take it from there.
     println!("{link}");
     let mut term = signal(SignalKind::terminate())?;

@@ -30,6 +30,8 @@ pub(super) struct Health {
     slots: SlotCount,
     /// Sign-ins.
     sessions: SessionCount,
+    /// Port of desktops over WebRTC, for UDP and TCP.
+    media_port: u16,
     /// Why no VM can be made.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -66,6 +68,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Json<Health> {
         },
         slots: SlotCount { used, total },
         sessions: SessionCount { active: app.sessions.active() },
+        media_port: app.endpoint.address().port(),
         reason,
     })
 }

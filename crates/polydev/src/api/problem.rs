@@ -11,7 +11,7 @@ use polydev_host::{AgentError, HostError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{slots::SlotsExhausted, store::StoreError, workspaces::WorkspaceError};
+use crate::{desktop::JoinError, slots::SlotsExhausted, store::StoreError, workspaces::WorkspaceError};
 
 /// Media type of RFC 9457.
 const MEDIA_TYPE: &str = "application/problem+json";
@@ -98,6 +98,12 @@ codes! {
     WebsocketNeeded = "websocket_needed", BAD_REQUEST, "This address takes WebSocket connections";
     /// The pasted address or code does not fit the sign-in.
     InputRefused = "input_refused", UNPROCESSABLE_ENTITY, "The sign-in does not take this input";
+    /// The offer of a WebRTC connection is none, or of no use.
+    OfferRefused = "offer_refused", UNPROCESSABLE_ENTITY, "The offer cannot be used";
+    /// The page does not offer a codec that is sent.
+    CodecMissing = "codec_missing", UNPROCESSABLE_ENTITY, "The page cannot show the picture this way";
+    /// The viewer is too long gone, or the token is another's.
+    ViewerUnknown = "viewer_unknown", GONE, "The viewer cannot be resumed";
     /// All slots are in use.
     SlotsExhausted = "slots_exhausted", SERVICE_UNAVAILABLE, "All machines are in use";
     /// No golden image.
@@ -279,6 +285,21 @@ impl From<WorkspaceError> for Problem {
             WorkspaceError::Vault(error) => Self::internal(&error),
             WorkspaceError::SlotTimeout { total } => SlotsExhausted { total, queue_position: 1 }.into(),
         }
+    }
+}
+
+impl From<JoinError> for Problem {
+    fn from(error: JoinError) -> Self {
+        let code = match error {
+            JoinError::UnknownSession => Code::NotFound,
+            JoinError::NoDesktop => Code::Conflict,
+            JoinError::TooManyViewers { .. } => Code::TooManyConnections,
+            JoinError::UnknownViewer => Code::ViewerUnknown,
+            JoinError::ShuttingDown => Code::ShuttingDown,
+            JoinError::NoRandomness => return Self::internal(&error),
+            JoinError::Store(error) => return error.into(),
+        };
+        Self::new(code, error.to_string())
     }
 }
 

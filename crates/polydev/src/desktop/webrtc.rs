@@ -196,8 +196,7 @@ impl Endpoint {
             routes: Arc::new(Routes::default()),
             table: Mutex::default(),
         });
-        let (stop, tasks, handle) =
-            (CancellationToken::new(), TaskTracker::new(), runtime.handle().clone());
+        let (stop, tasks, handle) = (CancellationToken::new(), TaskTracker::new(), runtime.handle().clone());
         let (stopped, ended, routes) = (stop.clone(), tasks.clone(), Arc::clone(&shared.routes));
         let thread = std::thread::Builder::new().name("desktop".to_owned()).spawn(move || {
             runtime.block_on(async {
@@ -270,9 +269,10 @@ impl Endpoint {
     /// What was said last between the page of this viewer, or of the newest one, and the endpoint.
     pub fn signalled(&self, session: SessionId, viewer: Option<u32>) -> Option<Signalled> {
         let table = self.shared.table();
-        let of_session = table.seated.iter().filter(|((of, number), _)| {
-            *of == session && viewer.is_none_or(|viewer| viewer == *number)
-        });
+        let of_session = table
+            .seated
+            .iter()
+            .filter(|((of, number), _)| *of == session && viewer.is_none_or(|viewer| viewer == *number));
         let (_, seated) = of_session.max_by_key(|(_, seated)| seated.newest)?;
         Some(Signalled { offer: seated.offer.sdp().to_owned(), answered: seated.answered.clone() })
     }

@@ -13,6 +13,7 @@ use polydev::{
     app::{App, Parts},
     clock::Clock,
     config::{Config, EgressPolicy},
+    desktop::webrtc::Endpoint,
     egress::Egress,
     machines::{Machines, Unavailable},
     store::Store,
@@ -328,7 +329,9 @@ impl Builder {
         let Self { slots, flags, limits, dir, driver, image_missing } = self;
         let dir = dir.unwrap_or_else(|| TempDir::new().unwrap());
         let place = |name: &str| dir.path().join(name);
-        let config = Config::load(None, [], flags.into_iter().chain([("slots", slots.to_string())])).unwrap();
+        let own = [("slots", slots.to_string()), ("desktop_listen", "127.0.0.1:0".to_owned())];
+        let config = Config::load(None, [], own.into_iter().chain(flags)).unwrap();
+        let endpoint = Endpoint::open(&config.desktop).unwrap();
         let egress = Arc::new(Egress::open(None, EgressPolicy::Deny).unwrap());
         let host = HostConfig {
             driver: Default::default(),
@@ -364,6 +367,7 @@ impl Builder {
             providers: ProviderSet::load(&[("probe.toml", PROVIDER)]).unwrap(),
             access,
             limits,
+            endpoint,
         });
         app.recover().await.unwrap();
         let token = std::fs::read_to_string(token_file).unwrap().trim().to_owned();

@@ -38,8 +38,7 @@ impl Announced {
         for ip in &self.own {
             let address = SocketAddr::new(*ip, self.port);
             candidates.extend(Candidate::builder().udp().host(address).build());
-            candidates
-                .extend(Candidate::builder().tcp().host(address).tcptype(TcpType::Passive).build());
+            candidates.extend(Candidate::builder().tcp().host(address).tcptype(TcpType::Passive).build());
         }
         for ip in &self.public {
             let address = SocketAddr::new(*ip, self.port);
@@ -61,8 +60,11 @@ fn interfaces() -> Vec<IpAddr> {
         tracing::warn!(%error, "interfaces cannot be listed; pages are told the loopback address only");
         Vec::new()
     });
-    let reachable: BTreeSet<IpAddr> =
-        all.iter().map(if_addrs::Interface::ip).filter(|ip| !ip.is_loopback() && !is_link_local(*ip)).collect();
+    let reachable: BTreeSet<IpAddr> = all
+        .iter()
+        .map(if_addrs::Interface::ip)
+        .filter(|ip| !ip.is_loopback() && !is_link_local(*ip))
+        .collect();
     if reachable.is_empty() {
         return vec![IpAddr::from([127, 0, 0, 1])];
     }

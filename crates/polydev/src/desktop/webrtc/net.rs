@@ -208,8 +208,7 @@ impl Net {
             segment_size: None,
             src_ip: Some(datagram.source),
         };
-        let sent =
-            self.udp.try_io(Interest::WRITABLE, || self.state.try_send((&self.udp).into(), &transmit));
+        let sent = self.udp.try_io(Interest::WRITABLE, || self.state.try_send((&self.udp).into(), &transmit));
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(error) => {

@@ -67,7 +67,8 @@ impl Offer {
         if sections("m=application ") > 1 {
             return Err(OfferFault::Unusable("it has more than one section for data channels"));
         }
-        let values = |name: &str| -> Vec<&str> { lines().filter_map(|line| line.strip_prefix(name)).collect() };
+        let values =
+            |name: &str| -> Vec<&str> { lines().filter_map(|line| line.strip_prefix(name)).collect() };
         for (name, missing) in [
             ("a=ice-ufrag:", "it has no a=ice-ufrag"),
             ("a=ice-pwd:", "it has no a=ice-pwd"),
@@ -184,13 +185,17 @@ mod tests {
 
     #[test]
     fn what_is_no_offer_is_refused_with_the_reason() {
-        let without = |part: &str| OFFER.lines().filter(|line| !line.contains(part)).collect::<Vec<_>>().join("\n");
+        let without =
+            |part: &str| OFFER.lines().filter(|line| !line.contains(part)).collect::<Vec<_>>().join("\n");
         for (text, said) in [
             (String::new(), "no SDP"),
             ("hello".to_owned(), "no SDP"),
             (without("m=video"), "one section for video"),
             (format!("{OFFER}m=video 9 UDP/TLS/RTP/SAVPF 96\r\n"), "one section for video"),
-            (format!("{OFFER}{}", "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n".repeat(2)), "more than one"),
+            (
+                format!("{OFFER}{}", "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n".repeat(2)),
+                "more than one",
+            ),
             (format!("{OFFER}{}", "m=audio 9 RTP/AVP 0\r\n".repeat(9)), "too many sections"),
             (format!("{OFFER}{}", "a=x\r\n".repeat(2000)), "too many lines"),
             (without("ice-ufrag"), "a=ice-ufrag"),
@@ -210,7 +215,10 @@ mod tests {
             ("candidate:1 1 udp 2113929471 203.0.113.100 10100 typ host", CandidateUse::Noted),
             ("a=candidate:1 1 tcp 1518280447 192.0.2.7 9 typ host tcptype active", CandidateUse::Noted),
             ("", CandidateUse::Noted),
-            ("candidate:1 1 udp 1 8a2b3c4d-0000-4000-8000-000000000000.local 5 typ host", CandidateUse::LocalName),
+            (
+                "candidate:1 1 udp 1 8a2b3c4d-0000-4000-8000-000000000000.local 5 typ host",
+                CandidateUse::LocalName,
+            ),
             ("candidate:1 1 udp 1 0.0.0.0 5 typ host", CandidateUse::ForeignAddress),
             ("candidate:1 1 udp 1 224.0.0.1 5 typ host", CandidateUse::ForeignAddress),
             ("candidate:1 1 udp 1 example.test 5 typ host", CandidateUse::Malformed),

@@ -84,7 +84,8 @@ impl Pace {
             Motion::Still => {
                 self.begun.get_or_insert(now);
                 let sought = Bitrate::ZERO;
-                self.motion = Motion::Moving { last: now, window: now, bytes: size, sought, is_smooth: false };
+                self.motion =
+                    Motion::Moving { last: now, window: now, bytes: size, sought, is_smooth: false };
                 Some(Pacing::Estimate { from: self.estimate })
             }
             Motion::Moving { last, bytes, is_smooth, .. } => {
@@ -148,7 +149,11 @@ mod tests {
         assert_eq!(pace.sending(now, 90_000), Some(Pacing::Estimate { from: FIRST_ESTIMATE }));
         assert_eq!(pace.tick(now), Some(Pacing::Seek(Bitrate::kbps(7500))), "a new path is searched at once");
         assert_eq!(pace.estimated(Bitrate::kbps(2000)), Some(Bitrate::kbps(2000)));
-        assert_eq!(pace.sending(now + 1400 * MS, 300), Some(Pacing::Smooth), "the second one keeps to the estimate");
+        assert_eq!(
+            pace.sending(now + 1400 * MS, 300),
+            Some(Pacing::Smooth),
+            "the second one keeps to the estimate"
+        );
         assert_eq!(pace.sending(now + 1400 * MS, 300), None, "too small to count");
         assert_eq!(pace.tick(now + 1500 * MS), Some(Pacing::Rest));
         assert_eq!(pace.estimated(Bitrate::kbps(1)), None, "what a resting library says is nothing");

@@ -173,7 +173,13 @@ mod tests {
     }
 
     fn packet(port: u16, data: Vec<u8>) -> Packet {
-        Packet { protocol: UDP, source: address(port), destination: address(1), received: Instant::now(), data }
+        Packet {
+            protocol: UDP,
+            source: address(port),
+            destination: address(1),
+            received: Instant::now(),
+            data,
+        }
     }
 
     fn request(username: &str) -> Vec<u8> {

@@ -198,8 +198,7 @@ impl Session {
     pub(super) fn receive(&mut self, packet: &Packet) -> Result<(), Ended> {
         let remote = (packet.protocol, packet.source);
         // What cannot be parsed may be from anybody who knows the page's address.
-        let Ok(received) =
-            Receive::new(packet.protocol, packet.source, packet.destination, &packet.data)
+        let Ok(received) = Receive::new(packet.protocol, packet.source, packet.destination, &packet.data)
         else {
             return Ok(());
         };
@@ -401,11 +400,6 @@ impl Session {
         }
         let params = self.rtc.writer(mid)?.payload_params().find(|params| is_wanted(params)).copied()?;
         Some(Picture { mid, params })
-    }
-
-    /// Whether the page takes the picture at all. Right after an offer was accepted and taken out.
-    pub(super) fn has_picture(&self) -> bool {
-        self.picture.is_some()
     }
 
     fn opened(&mut self, id: ChannelId, label: &str) {
