@@ -18,6 +18,7 @@ mod orders;
 mod pace;
 mod picture;
 mod resize;
+mod scale;
 mod screen;
 
 use std::{
@@ -49,6 +50,7 @@ use self::{
     orders::{Rate, ScreenWish},
     pace::{Pace, Purpose},
     picture::Picture,
+    scale::Scale,
     screen::{Screen, ScreenError},
 };
 use crate::{
@@ -84,6 +86,7 @@ pub(crate) enum StreamError {
 struct Streamer<'a> {
     x: &'a RustConnection,
     screen: Screen<'a>,
+    scale: Scale<'a>,
     listener: UnixListener,
     wake: Wake,
     outbox: Outbox,
@@ -124,6 +127,7 @@ struct View {
 pub(crate) fn run(socket: &Path) -> Result<Infallible, StreamError> {
     let (x, number) = x11rb::connect(None)?;
     let screen = Screen::open(&x, number)?;
+    let scale = Scale::claim(&x, screen.root())?;
     let wake = Wake::new()?;
     let outbox = Outbox::new(wake.clone());
     let applied = Arc::new(AtomicU32::new(0));
@@ -131,7 +135,7 @@ pub(crate) fn run(socket: &Path) -> Result<Infallible, StreamError> {
     let listener = listen(socket)
         .map_err(|source| StreamError::Listen { path: socket.display().to_string(), source })?;
     let counters = Counters::default();
-    Streamer { x: &x, screen, listener, wake, outbox, injector, applied, counters, host: None }.run()
+    Streamer { x: &x, screen, scale, listener, wake, outbox, injector, applied, counters, host: None }.run()
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
@@ -234,6 +238,7 @@ impl Streamer<'_> {
     }
 
     fn resize(&mut self, wish: ScreenWish) -> Result<(), StreamError> {
+        self.scale.set(wish.scale)?;
         let (width, height) = resize::allowed(wish.width, wish.height);
         if (width, height) != self.screen.size() {
             match resize::resize(self.x, self.screen.root(), width, height) {

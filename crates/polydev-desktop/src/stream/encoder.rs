@@ -104,11 +104,11 @@ impl Encoder {
 
     /// Changes the rate of the pictures to come.
     pub(crate) fn set_rate(&mut self, rate: Rate) -> Result<(), EncodeError> {
-        if (rate.kbps, rate.fps) == (self.rate.kbps, self.rate.fps) {
+        let before = std::mem::replace(&mut self.rate, rate);
+        if (rate.kbps, rate.fps) == (before.kbps, before.fps) {
             return Ok(());
         }
-        self.rate = rate;
-        if self.began { self.apply_rate() } else { self.renew() }
+        if self.began { self.apply_rate(before) } else { self.renew() }
     }
 
     /// Encodes a picture that was taken so long after the stream's begin, as Annex B. Says whether it is a keyframe.
@@ -129,7 +129,7 @@ impl Encoder {
         }
         if !self.began {
             self.began = true;
-            self.apply_rate()?;
+            self.apply_rate(self.rate)?;
         }
         Ok((matches!(kind, FrameType::IDR), data))
     }
@@ -139,20 +139,23 @@ impl Encoder {
         Ok(())
     }
 
-    fn apply_rate(&mut self) -> Result<(), EncodeError> {
+    fn apply_rate(&mut self, before: Rate) -> Result<(), EncodeError> {
         let target = i32::try_from(self.rate.kbps * 1000).unwrap_or(i32::MAX / 2);
         // A ceiling at the target itself would keep the encoder well under it.
         let ceiling = target.saturating_mul(2);
-        let info = |layer, bits| SBitrateInfo { iLayer: layer, iBitrate: bits };
-        let mut frames = f32::from(self.rate.fps);
-        // The ceiling first: a target over it is refused.
-        for (option, mut info) in [
-            (ENCODER_OPTION_MAX_BITRATE, info(SPATIAL_LAYER_ALL, ceiling)),
-            (ENCODER_OPTION_MAX_BITRATE, info(SPATIAL_LAYER_0, ceiling)),
-            (ENCODER_OPTION_BITRATE, info(SPATIAL_LAYER_ALL, target)),
-        ] {
+        let mut steps = [
+            (ENCODER_OPTION_MAX_BITRATE, SBitrateInfo { iLayer: SPATIAL_LAYER_ALL, iBitrate: ceiling }),
+            (ENCODER_OPTION_MAX_BITRATE, SBitrateInfo { iLayer: SPATIAL_LAYER_0, iBitrate: ceiling }),
+            (ENCODER_OPTION_BITRATE, SBitrateInfo { iLayer: SPATIAL_LAYER_ALL, iBitrate: target }),
+        ];
+        // At no time may the target be over the ceiling.
+        if self.rate.kbps < before.kbps {
+            steps.reverse();
+        }
+        for (option, mut info) in steps {
             self.set(option, (&raw mut info).cast())?;
         }
+        let mut frames = f32::from(self.rate.fps);
         self.set(ENCODER_OPTION_FRAME_RATE, (&raw mut frames).cast())
     }
 

@@ -23,10 +23,6 @@ impl Decoder {
         yuv.write_rgb8(&mut self.rgb);
     }
 
-    pub(crate) fn size(&self) -> (usize, usize) {
-        self.size
-    }
-
     /// Whether a pixel is about `0xrrggbb`.
     pub(crate) fn shows(&self, colour: u32, x: usize, y: usize) -> bool {
         let at = (y * self.size.0 + x) * 3;

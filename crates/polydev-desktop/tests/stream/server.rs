@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::Read,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -148,13 +148,13 @@ impl Program {
     pub(crate) fn start(server: &Server) -> Self {
         let place = tempfile::tempdir().unwrap();
         let socket = place.path().join("stream.sock");
-        let child = Command::new(env!("CARGO_BIN_EXE_polydev-desktop"))
-            .arg("stream")
-            .arg(&socket)
-            .env("DISPLAY", &server.display)
-            .spawn()
-            .unwrap();
+        let child = spawn(&socket, server);
         Self { child, socket, _place: place }
+    }
+
+    /// Another one, with the same socket.
+    pub(crate) fn restart(&mut self, server: &Server) {
+        self.child = spawn(&self.socket, server);
     }
 
     /// Waits for its end.
@@ -174,6 +174,11 @@ impl Program {
         let pages = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
         pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
     }
+}
+
+fn spawn(socket: &Path, server: &Server) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polydev-desktop"));
+    command.arg("stream").arg(socket).env("DISPLAY", &server.display).spawn().unwrap()
 }
 
 impl Drop for Program {
