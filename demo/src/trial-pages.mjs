@@ -70,7 +70,7 @@ report();
 </script></body></html>
 `;
 
-/** A long page of text and drawings that scrolls on and on, with pauses. */
+/** A long page of text and drawings that scrolls on and on, with pauses; with `?still` in its address it stands still. */
 const scrollPage = (nonce) => `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Scrolling (polydev demo)</title><link rel="icon" href="data:,">
 <style nonce="${nonce}">
@@ -109,6 +109,6 @@ function step(now) {
   }
   requestAnimationFrame(step);
 }
-requestAnimationFrame(step);
+if (!new URLSearchParams(location.search).has("still")) requestAnimationFrame(step);
 </script></body></html>
 `;

@@ -1,5 +1,6 @@
 //! Benchmarks: one interface, one report. A benchmark is a function that returns a [`Report`].
 
+mod desktop;
 mod report;
 mod start;
 
@@ -10,24 +11,30 @@ pub(crate) use report::{Report, Row};
 
 /// Runs a benchmark, prints its table and writes its JSON.
 pub(crate) fn bench(name: &str, arguments: &[String]) -> Result<()> {
-    let options = Options::read(arguments)?;
-    let report = match name {
-        "start" => start::start(&options)?,
-        other => bail!("no such benchmark: {other}; there is: start"),
+    let (report, json, enforce) = match name {
+        "start" => {
+            let options = Options::read(arguments)?;
+            (start::start(&options)?, options.json, options.enforce)
+        }
+        "desktop" => {
+            let options = desktop::Options::read(arguments)?;
+            (desktop::desktop(&options)?, options.json, options.enforce)
+        }
+        other => bail!("no such benchmark: {other}; there are: start, desktop"),
     };
     println!("{}", report.table());
-    if let Some(file) = &options.json {
+    if let Some(file) = &json {
         let json = serde_json::to_string_pretty(&report).context("write the report")?;
         std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     let missed = report.missed();
-    if options.enforce && !missed.is_empty() {
+    if enforce && !missed.is_empty() {
         bail!("goals missed: {}", missed.join(", "));
     }
     Ok(())
 }
 
-/// What every benchmark can be asked.
+/// What `bench start` can be asked.
 #[derive(Debug)]
 pub(crate) struct Options {
     json: Option<PathBuf>,

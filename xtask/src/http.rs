@@ -31,6 +31,15 @@ impl Api {
         serde_json::from_str(&text).with_context(|| format!("{method} {path}: answer is no JSON"))
     }
 
+    /// What a path shows as text.
+    pub(crate) fn text(&self, path: &str) -> Result<String> {
+        let (status, text) = self.send("GET", path, None).with_context(|| format!("GET {path}"))?;
+        if status != 200 {
+            bail!("GET {path}: {status}: {text}");
+        }
+        Ok(text)
+    }
+
     /// Whether it answers and says that it is healthy.
     pub(crate) fn is_healthy(&self) -> bool {
         self.call("GET", "/health", None).is_ok_and(|health| health["status"] == "healthy")

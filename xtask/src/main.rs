@@ -4,6 +4,8 @@ mod bench;
 mod compile;
 mod http;
 mod leaks;
+mod random;
+mod relay;
 mod repo;
 mod run;
 mod setup;
@@ -28,7 +30,8 @@ usage: cargo xtask COMMAND
   web                      builds the web page
   guest                    builds the two static guest programs
   image                    builds the golden image if it is not there
-  bench NAME [--json FILE] measures; NAME is one of: start
+  bench NAME [--json FILE] measures; NAME is one of: start, desktop
+  relay --to ADDRESS ...   a bad network for UDP: delays, drops, limits
 ";
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ("guest", []) => compile::guest().map(drop),
         ("image", []) => compile::image(compile::Profile::Release).map(drop),
         ("bench", [name, rest @ ..]) => bench::bench(name, rest),
+        ("relay", arguments) => relay::relay(arguments),
         ("help" | "--help" | "-h", _) => {
             print!("{USAGE}");
             Ok(())

@@ -31,6 +31,14 @@ const PACKAGES: [(&str, &str); 17] = [
 ];
 /// The person in the end-to-end tests.
 const TEST_PACKAGES: [(&str, &str); 1] = [("/usr/bin/chromium", "chromium")];
+/// What the live desktop is measured against.
+const BENCH_PACKAGES: [(&str, &str); 5] = [
+    ("/usr/bin/Xvfb", "xvfb"),
+    ("/usr/bin/Xtigervnc", "tigervnc-standalone-server"),
+    ("/usr/bin/x11vnc", "x11vnc"),
+    ("/usr/bin/websockify", "websockify"),
+    ("/usr/bin/openbox", "openbox"),
+];
 /// The oldest Node that builds the web page.
 const NODE_MIN: [u32; 2] = [20, 19];
 /// The Node that is fetched where the machine has none or an older one.
@@ -44,6 +52,11 @@ pub(crate) fn packages() -> Result<()> {
 /// Debian packages for testing.
 pub(crate) fn test_packages() -> Result<()> {
     install(&TEST_PACKAGES)
+}
+
+/// Debian packages for measuring beside other desktops.
+pub(crate) fn bench_packages() -> Result<()> {
+    install(&BENCH_PACKAGES)
 }
 
 fn install(wanted: &[(&str, &str)]) -> Result<()> {

@@ -113,6 +113,11 @@ impl Stack {
         self.controller.must_run()
     }
 
+    /// The controller's process.
+    pub(crate) fn controller_pid(&self) -> u32 {
+        self.controller.child.id()
+    }
+
     /// Lets the demo answer for the demo user, as if a person had signed in at once.
     pub(crate) fn let_the_demo_sign_in(&self) -> Result<()> {
         self.demo_api.call("PUT", "/control/settings", Some(&json!({ "outcome": "allow" }))).map(drop)
@@ -129,7 +134,8 @@ impl Stack {
     }
 }
 
-fn start_demo(dir: &Path) -> Result<(Process, Api)> {
+/// Starts the demo alone.
+pub(crate) fn start_demo(dir: &Path) -> Result<(Process, Api)> {
     let mut node = with_node("node");
     node.arg("demo/server.mjs").arg("--state").arg(dir);
     let (mut demo, stdout) = Process::start("demo", &mut node)?;
@@ -174,7 +180,7 @@ fn wait_for_line<T: Send + 'static>(
 
 /// A child in a process group of its own, ended with everything it started.
 #[derive(Debug)]
-struct Process {
+pub(crate) struct Process {
     name: &'static str,
     child: Child,
 }

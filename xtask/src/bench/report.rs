@@ -1,6 +1,9 @@
 //! What a benchmark found.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     run::{command, read},
@@ -14,20 +17,27 @@ pub(crate) struct Report {
     commit: String,
     machine: String,
     rows: Vec<Row>,
+    /// More than rows can say, by name.
+    #[serde(flatten)]
+    details: BTreeMap<&'static str, Value>,
 }
 
 /// One figure.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Row {
     name: String,
     unit: &'static str,
     n: usize,
-    p50: f64,
-    p95: f64,
+    pub(crate) p5: f64,
+    pub(crate) p50: f64,
+    pub(crate) p95: f64,
     min: f64,
-    max: f64,
+    pub(crate) max: f64,
     /// Upper limit of p50.
     goal: Option<f64>,
+    /// Upper limit of p95.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    goal_p95: Option<f64>,
 }
 
 impl Report {
@@ -38,7 +48,14 @@ impl Report {
             commit: head.map_or_else(|_| "unknown".into(), |head| head.trim().to_owned()),
             machine: setup::machine(),
             rows,
+            details: BTreeMap::new(),
         }
+    }
+
+    /// The same with more for the JSON.
+    pub(crate) fn with_detail(mut self, name: &'static str, detail: Value) -> Self {
+        self.details.insert(name, detail);
+        self
     }
 
     /// For people.
@@ -47,17 +64,15 @@ impl Report {
         let mut lines = vec![
             format!("{} at {} on {}", self.bench, self.commit, self.machine),
             format!(
-                "{:name$}  {:>4}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  unit",
+                "{:name$}  {:>4}  {:>9}  {:>9}  {:>9}  {:>9}  {:>13}  unit",
                 "name", "n", "p50", "p95", "min", "max", "goal"
             ),
         ];
         lines.extend(self.rows.iter().map(|row| {
-            let goal = row
-                .goal
-                .map_or_else(|| "-".into(), |goal| format!("{}{goal}", if row.missed() { "! " } else { "" }));
+            let goal = row.goals();
             let Row { n, p50, p95, min, max, unit, .. } = row;
             format!(
-                "{:name$}  {n:>4}  {p50:>9.1}  {p95:>9.1}  {min:>9.1}  {max:>9.1}  {goal:>9}  {unit}",
+                "{:name$}  {n:>4}  {p50:>9.1}  {p95:>9.1}  {min:>9.1}  {max:>9.1}  {goal:>13}  {unit}",
                 row.name
             )
         }));
@@ -85,16 +100,34 @@ impl Row {
             name: name.into(),
             unit,
             n: sorted.len(),
+            p5: percentile(&sorted, 5),
             p50: percentile(&sorted, 50),
             p95: percentile(&sorted, 95),
             min,
             max,
             goal,
+            goal_p95: None,
         })
     }
 
+    /// The same with an upper limit of p95.
+    pub(crate) fn with_p95_goal(mut self, goal: f64) -> Self {
+        self.goal_p95 = Some(goal);
+        self
+    }
+
     fn missed(&self) -> bool {
-        self.goal.is_some_and(|goal| self.p50 > goal)
+        self.goal.is_some_and(|goal| self.p50 > goal) || self.goal_p95.is_some_and(|goal| self.p95 > goal)
+    }
+
+    fn goals(&self) -> String {
+        let goals = match (self.goal, self.goal_p95) {
+            (None, None) => return "-".into(),
+            (Some(goal), None) => goal.to_string(),
+            (None, Some(p95)) => format!("p95 {p95}"),
+            (Some(goal), Some(p95)) => format!("{goal}, p95 {p95}"),
+        };
+        if self.missed() { format!("! {goals}") } else { goals }
     }
 }
 
@@ -117,5 +150,6 @@ mod tests {
         assert_eq!(Row::of("x", "ms", &[], None), None);
         let one = Row::of("x", "ms", &[7.0], Some(7.0)).expect("there is a sample");
         assert_eq!((one.p50, one.p95, one.missed()), (7.0, 7.0, false));
+        assert!(one.with_p95_goal(6.0).missed());
     }
 }

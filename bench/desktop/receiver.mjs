@@ -1,0 +1,186 @@
+// The person's browser of `cargo xtask bench desktop`: opens one lane at a time in a fresh headless Chromium and reads its
+// pictures. Takes one JSON request per line on standard input, answers each with one line; ends with its input.
+import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const root = join(here, "../..");
+const { chromium } = createRequire(join(root, "e2e/package.json"))("playwright-core");
+
+const NOVNC = join(root, "web/node_modules/@novnc/novnc");
+const PAGE = "/polydev-bench/";
+/** Where pages without a server of their own seem to come from; no request ever leaves for it. */
+const NOWHERE = "http://127.0.0.1:9";
+const PICTURE_LIMIT_MS = 30_000;
+/** Room for the page's own edges around the picture. */
+const EDGE_PX = 40;
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--autoplay-policy=no-user-gesture-required",
+  "--allow-loopback-in-peer-connection",
+];
+const HTML = `<!doctype html><meta charset="utf-8"><title>bench</title>
+<style>body{margin:0}video,canvas{display:block}</style><div id="screen"></div>`;
+const SCRIPTS = { vnc: "vnc.js", webrtc: "rtc.js", tcp: "rtc.js", websocket: "stream.js" };
+
+let browser = null;
+let page = null;
+/** Of the endpoint, as it names itself. */
+let udp = null;
+/** What one-time links gave, since each works once. */
+const cookies = new Map();
+
+const typeOf = (path) => (path.endsWith(".js") ? "text/javascript" : "text/html");
+
+async function serve(route) {
+  const path = new URL(route.request().url()).pathname;
+  if (path === PAGE) return route.fulfill({ contentType: "text/html", body: HTML });
+  const file = path.startsWith("/novnc/") ? join(NOVNC, path.slice("/novnc/".length)) : join(here, "page", path.slice(PAGE.length));
+  return route.fulfill({ contentType: typeOf(file), body: await readFile(file) });
+}
+
+/** Keeps the candidates that the lane is to use, with the relay's address in the place of the endpoint's own. */
+function chooseCandidates(sdp, { lane, relay }) {
+  const lines = sdp.split("\r\n").flatMap((line) => {
+    const fields = line.startsWith("a=candidate:") ? line.split(" ") : null;
+    if (!fields) return [line];
+    const udp = fields[2].toLowerCase() === "udp";
+    if (lane === "webrtc" && !relay?.keepTcp && !udp) return [];
+    if (lane === "tcp" && udp) return [];
+    if (udp && relay) [fields[4], fields[5]] = relay.address.split(":");
+    return [fields.join(" ")];
+  });
+  return lines.join("\r\n");
+}
+
+/** The address of the first UDP candidate. */
+function udpAddress(sdp) {
+  const line = sdp.split("\r\n").find((line) => /^a=candidate:\S+ 1 udp /i.test(line));
+  const [, , , , host, port] = line?.split(" ") ?? [];
+  return host && `${host}:${port}`;
+}
+
+async function offer(request, sdp) {
+  const { api, token, session } = request;
+  const response = await fetch(`${api}/api/webrtc/session/${session}/offer`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
+    body: JSON.stringify({ sdp, role: "control" }),
+  });
+  const answer = await response.json();
+  if (!response.ok) throw new Error(`offer: ${response.status} ${JSON.stringify(answer)}`);
+  udp = udpAddress(answer.answer.sdp);
+  return chooseCandidates(answer.answer.sdp, request);
+}
+
+/** Makes the controller take the page for its own. */
+async function enter(context, link) {
+  if (!cookies.has(link)) {
+    await page.goto(link);
+    await page.waitForURL((url) => !url.href.includes("/open"), { timeout: PICTURE_LIMIT_MS });
+    cookies.set(link, await context.cookies());
+  }
+  await context.addCookies(cookies.get(link));
+}
+
+const actions = {
+  /** Opens a lane in a new browser; answers when its picture can be read. */
+  async open(request) {
+    await actions.close();
+    const [width, height] = request.size;
+    browser = await chromium.launch({ executablePath: request.chromium, args: [...FLAGS, `--window-size=${width + EDGE_PX},${height + EDGE_PX}`] });
+    const context = await browser.newContext({ viewport: { width: width + EDGE_PX, height: height + EDGE_PX } });
+    // Everything is on this machine, which a page may not talk to unasked.
+    await context.grantPermissions(["local-network-access"]);
+    page = await context.newPage();
+    if (request.link) await enter(context, request.link);
+    page.on("pageerror", (error) => process.stderr.write(`page: ${error.message}\n`));
+    const origin = request.origin ?? NOWHERE;
+    await page.route((url) => url.origin === origin && (url.pathname.startsWith(PAGE) || url.pathname.startsWith("/novnc/")), serve);
+    for (const script of ["barcode.js", "meter.js", "socket.js"]) await page.addInitScript({ path: join(here, "page", script) });
+    await page.exposeFunction("signal", (sdp) => offer(request, sdp));
+    await page.goto(origin + PAGE);
+    await page.evaluate(
+      async ([script, request]) => {
+        const { open } = await import(script);
+        globalThis.lane = await open(request);
+      },
+      [PAGE + SCRIPTS[request.lane], { url: request.url }],
+    );
+    return { udp, ...(await actions.picture(request)) };
+  },
+
+  /** Waits for a picture of that size; tells how long after the asking the first one came. */
+  async picture({ size: [width, height] }) {
+    const fits = ([width, height]) => {
+      if (lane.ended) throw new Error(lane.ended);
+      const [w, h] = lane.size();
+      return lane.meter.firstAt !== null && (width === null || (w === width && h === height));
+    };
+    try {
+      await page.waitForFunction(fits, [width, height], { polling: 20, timeout: PICTURE_LIMIT_MS });
+    } catch (error) {
+      const size = await page.evaluate(() => lane.size());
+      throw new Error(`no picture of ${width}x${height}: it is ${size.join("x")}: ${error.message}`);
+    }
+    return page.evaluate(() => ({ firstPictureMs: lane.meter.firstAt - (lane.askedAt ?? lane.meter.firstAt), role: lane.role }));
+  },
+
+  async words({ words }) {
+    await page.evaluate((words) => lane.words(words), words);
+  },
+
+  async visit({ url }) {
+    await page.evaluate((url) => lane.openPage(url), url);
+  },
+
+  async start() {
+    await page.waitForFunction(() => lane.meter.reads, null, { polling: 50, timeout: PICTURE_LIMIT_MS });
+    await page.evaluate(async () => {
+      lane.before = { bytes: await lane.bytes(), ...(await lane.figures()) };
+      lane.meter.start();
+    });
+  },
+
+  async stop() {
+    return page.evaluate(async () => {
+      if (lane.ended) throw new Error(lane.ended);
+      const seen = lane.meter.stop();
+      const after = { bytes: await lane.bytes(), ...(await lane.figures()) };
+      const { before } = lane;
+      const grown = Object.entries(after).filter(([name, value]) => typeof value === "number" && typeof before[name] === "number");
+      return { ...seen, grown: Object.fromEntries(grown.map(([name, value]) => [name, value - before[name]])), protocol: after.protocol, roundTripMs: after.roundTripMs, stats: lane.stats };
+    });
+  },
+
+  async bytes() {
+    return page.evaluate(async () => ({ bytes: await lane.bytes(), figures: await lane.figures() }));
+  },
+
+  async screenshot({ file }) {
+    await page.screenshot({ path: file });
+  },
+
+  async close() {
+    const closing = browser;
+    browser = page = null;
+    await closing?.close();
+  },
+};
+
+const say = (words) => process.stdout.write(`${JSON.stringify(words)}\n`);
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { action, ...request } = JSON.parse(line);
+  try {
+    say({ ok: (await actions[action](request)) ?? {} });
+  } catch (error) {
+    say({ error: error.message });
+  }
+}
+await actions.close();
+process.exit(0);

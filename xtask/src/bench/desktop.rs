@@ -1,0 +1,446 @@
+//! `bench desktop`: how old the picture is that a person sees, side by side with VNC, on this machine, in one run.
+//!
+//! A barcode on the X display tells the time; a real Chromium shows the desktop and reads the barcode back. The guest's
+//! browser, its page, the receiving browser and the way of reading are the same for every lane.
+
+mod barcode;
+mod baseline;
+mod child;
+mod cpu;
+mod display;
+mod figures;
+mod interrupt;
+mod network;
+mod options;
+mod product;
+mod receiver;
+mod responder;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub(super) use self::options::Options;
+use self::{
+    baseline::{Baseline, Server},
+    cpu::CpuClock,
+    display::{Display, Shown},
+    figures::{Cell, Work},
+    interrupt::pause,
+    product::{Built, Product, SignIn},
+    receiver::Receiver,
+};
+use super::{Report, Row};
+use crate::{http::Api, run::step, setup, stack};
+
+/// The page that scrolls, and the same standing still.
+const PAGE: &str = "/polydev-demo/scroll";
+const STILL_PAGE: &str = "/polydev-demo/scroll?still=1";
+const PAGE_TITLE: &str = "Scrolling (polydev demo)";
+/// Pictures of the first seconds are not counted: programs start, rates settle.
+const SETTLE: Duration = Duration::from_secs(5);
+const PAGE_LIMIT: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Lines of a program's log that are shown after a failure.
+const LAST_WORDS: usize = 15;
+const TMPFS: &str = "/dev/shm";
+
+/// How a desktop gets to the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Lane {
+    /// Xvfb, x11vnc, websockify, noVNC.
+    X11vnc,
+    /// Xtigervnc, websockify, noVNC.
+    TigerVnc,
+    /// Ours over UDP.
+    WebRtc,
+    /// Ours over ICE-TCP.
+    Tcp,
+    /// Ours over a WebSocket, decoded by WebCodecs.
+    WebSocket,
+}
+
+/// What the desktop shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Scene {
+    /// Nothing but the barcode changes.
+    Static,
+    /// A page scrolls, 6 of every 8 seconds.
+    Busy,
+}
+
+/// How large the desktop is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum Size {
+    #[serde(rename = "720p")]
+    Hd,
+    #[serde(rename = "1080p")]
+    FullHd,
+}
+
+impl Lane {
+    const ALL: [Self; 5] = [Self::X11vnc, Self::TigerVnc, Self::WebRtc, Self::Tcp, Self::WebSocket];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::X11vnc => "x11vnc",
+            Self::TigerVnc => "tigervnc",
+            Self::WebRtc => "webrtc",
+            Self::Tcp => "tcp",
+            Self::WebSocket => "websocket",
+        }
+    }
+
+    fn server(self) -> Option<Server> {
+        match self {
+            Self::X11vnc => Some(Server::X11vnc),
+            Self::TigerVnc => Some(Server::TigerVnc),
+            Self::WebRtc | Self::Tcp | Self::WebSocket => None,
+        }
+    }
+}
+
+impl Scene {
+    const ALL: [Self; 2] = [Self::Static, Self::Busy];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Busy => "busy",
+        }
+    }
+
+    fn page(self) -> &'static str {
+        match self {
+            Self::Static => STILL_PAGE,
+            Self::Busy => PAGE,
+        }
+    }
+
+    /// How long it is looked at: a hundred barcodes; whole rounds of the scrolling page.
+    fn time(self) -> Duration {
+        match self {
+            Self::Static => Duration::from_secs(12),
+            Self::Busy => Duration::from_secs(16),
+        }
+    }
+}
+
+impl Size {
+    const ALL: [Self; 2] = [Self::Hd, Self::FullHd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hd => "720p",
+            Self::FullHd => "1080p",
+        }
+    }
+
+    fn sides(self) -> (u16, u16) {
+        match self {
+            Self::Hd => (1280, 720),
+            Self::FullHd => (1920, 1080),
+        }
+    }
+}
+
+pub(super) fn desktop(options: &Options) -> Result<Report> {
+    setup::test_packages()?;
+    setup::node()?;
+    setup::npm_modules("web")?;
+    setup::npm_modules("e2e")?;
+    setup::npm_modules("demo")?;
+    let ours = options.lanes.iter().any(|lane| lane.server().is_none());
+    if options.lanes.iter().any(|lane| lane.server().is_some()) {
+        setup::bench_packages()?;
+    }
+    let built = if ours { Some(product::build()?) } else { None };
+    interrupt::listen()?;
+
+    let began = Instant::now();
+    let place = Place::new()?;
+    let mut run = Run { options, place: &place, cells: Vec::new(), rows: Vec::new() };
+    let outcome = run.everything(built.as_ref());
+    // What was measured before a failure is shown all the same.
+    println!("{}\n", figures::table(&run.cells));
+    if outcome.is_err() && interrupt::check().is_ok() {
+        place.tell_logs();
+    }
+    outcome?;
+    eprintln!("measured in {}", crate::run::seconds(began.elapsed()));
+    let doubts: Vec<String> = run.cells.iter().filter_map(Cell::doubt).collect();
+    for doubt in &doubts {
+        println!("not to be believed: {doubt}");
+    }
+    let rows = [figures::goals(&run.cells), run.rows].concat();
+    Ok(Report::new("desktop", rows)
+        .with_detail("cells", json!(run.cells))
+        .with_detail("doubts", json!(doubts)))
+}
+
+/// A directory in memory: the guests of the baselines have no slower a disk than ours.
+#[derive(Debug)]
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("polydev-bench-");
+        let dir = if Path::new(TMPFS).is_dir() { builder.tempdir_in(TMPFS) } else { builder.tempdir() };
+        let dir = dir.context("create a directory")?;
+        // The account of the baselines' browser passes through.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).context("open the directory")?;
+        Ok(Self(dir))
+    }
+
+    /// The last words of every program.
+    fn tell_logs(&self) {
+        let files = fs::read_dir(self.0.path()).into_iter().flatten().flatten().map(|file| file.path());
+        for file in files.filter(|file| file.extension().is_some_and(|ending| ending == "log")) {
+            let text = fs::read(&file).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LAST_WORDS)..];
+            eprintln!("--- {}\n{}", file.file_name().unwrap_or_default().display(), last.join("\n"));
+        }
+    }
+
+    fn sub(&self, name: &str) -> Result<std::path::PathBuf> {
+        let dir = self.0.path().join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        Ok(dir)
+    }
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    place: &'a Place,
+    cells: Vec<Cell>,
+    rows: Vec<Row>,
+}
+
+impl Run<'_> {
+    fn everything(&mut self, built: Option<&Built>) -> Result<()> {
+        let mut receiver = Receiver::start(&self.place.sub("receiver")?)?;
+        let servers: Vec<Lane> =
+            self.options.lanes.iter().copied().filter(|lane| lane.server().is_some()).collect();
+        if !servers.is_empty() {
+            let (_demo, api) = stack::start_demo(&self.place.sub("demo")?)?;
+            for (size, scene) in self.options.scenes() {
+                for lane in &servers {
+                    let title = format!("{} {} {}", lane.name(), scene.name(), size.name());
+                    step(&title, || self.baseline(&mut receiver, &api, *lane, scene, size))?;
+                }
+            }
+        }
+        if let Some(built) = built {
+            let product = Product::start(built, &self.place.sub("state")?)?;
+            for size in &self.options.sizes {
+                self.product(&mut receiver, &product, *size)?;
+            }
+            if self.options.network {
+                let rows = network::measure(&mut receiver, &product, self.options)?;
+                self.rows.extend(rows);
+            }
+        }
+        Ok(())
+    }
+
+    fn baseline(
+        &mut self,
+        receiver: &mut Receiver,
+        demo: &Api,
+        lane: Lane,
+        scene: Scene,
+        size: Size,
+    ) -> Result<()> {
+        let server = lane.server().context("the lane is a baseline")?;
+        let page = format!("http://{}{}", demo.address, scene.page());
+        let desktop = Baseline::start(server, size, &page, PAGE_TITLE, self.place.0.path())?;
+        let _shown = Signs::show(&desktop.display)?;
+        let load = load();
+        receiver.ask(
+            "open",
+            json!({ "lane": "vnc", "url": desktop.url, "size": sides(size), "chromium": CHROMIUM }),
+        )?;
+        pause(SETTLE)?;
+        let clock = CpuClock::start(&desktop.processes())?;
+        let seen = receiver.look(self.options.time(scene))?;
+        let cell = Cell::new(lane, scene, size, seen, Work::Baseline(clock.used()?), load);
+        self.cells.push(cell);
+        receiver.ask("close", json!({}))?;
+        Ok(())
+    }
+
+    /// All of our own lanes and scenes at one size, in one sign-in.
+    fn product(&mut self, receiver: &mut Receiver, product: &Product, size: Size) -> Result<()> {
+        let sign_in = product.sign_in(&format!("bench-{}", size.name()))?;
+        for scene in &self.options.scenes {
+            for lane in self.options.lanes.iter().filter(|lane| lane.server().is_none()) {
+                let title = format!("{} {} {}", lane.name(), scene.name(), size.name());
+                step(&title, || {
+                    open(receiver, product, &sign_in, *lane, size, None)?;
+                    visit(receiver, &sign_in.display, *scene)?;
+                    let shown = Signs::show(&sign_in.display)?;
+                    let load = load();
+                    pause(SETTLE)?;
+                    let encoder = EncoderClock::start(product)?;
+                    let clocks = sign_in.clocks()?;
+                    let seen = receiver.look(self.options.time(*scene))?;
+                    let (used, encode_ms) = (clocks.used()?, encoder.ms_per_frame(product)?);
+                    let cell = Cell::new(*lane, *scene, size, seen, Work::Product { used, encode_ms }, load);
+                    self.cells.push(cell);
+                    drop(shown);
+                    if *lane == Lane::WebRtc && *scene == Scene::Static {
+                        self.idle(receiver, &sign_in, size)?;
+                    }
+                    receiver.ask("close", json!({})).map(drop)
+                })?;
+            }
+        }
+        product.cancel(&sign_in)
+    }
+
+    /// With a viewer, and nothing changing.
+    fn idle(&mut self, receiver: &mut Receiver, sign_in: &SignIn, size: Size) -> Result<()> {
+        let bytes = |receiver: &mut Receiver| -> Result<f64> {
+            receiver.ask("bytes", json!({}))?["bytes"].as_f64().context("the receiver counts bytes")
+        };
+        // The sharpening after the last change is over.
+        pause(SETTLE)?;
+        let (before, clocks, began) = (bytes(receiver)?, sign_in.clocks()?, Instant::now());
+        pause(self.options.idle)?;
+        let (used, grown, seconds) =
+            (clocks.used()?, bytes(receiver)? - before, began.elapsed().as_secs_f64());
+        let name = |what: &str| format!("idle {} webrtc: {what}", size.name());
+        let share = |used: f64| [100.0 * used / seconds];
+        self.rows.extend(Row::of(
+            name("CPU of all our parts"),
+            "% of a core",
+            &share(used.total()),
+            Some(1.0),
+        ));
+        self.rows.extend(Row::of(
+            name("CPU of the desktop program"),
+            "% of a core",
+            &share(used.streamer),
+            None,
+        ));
+        self.rows.extend(Row::of(name("CPU of agent and watcher"), "% of a core", &share(used.agent), None));
+        self.rows.extend(Row::of(
+            name("CPU of the controller"),
+            "% of a core",
+            &share(used.controller),
+            None,
+        ));
+        self.rows.extend(Row::of(name("both ways"), "B/s", &[grown / seconds], Some(2000.0)));
+        Ok(())
+    }
+}
+
+/// Barcode and window for clicks.
+#[derive(Debug)]
+struct Signs {
+    _responder: Shown,
+    _barcode: Shown,
+}
+
+impl Signs {
+    fn show(display: &Display) -> Result<Self> {
+        Ok(Self { _barcode: barcode::show(display)?, _responder: responder::show(display)? })
+    }
+}
+
+/// CPU of the encoder over all of the controller's desktops, as its metrics tell it.
+#[derive(Debug)]
+struct EncoderClock([f64; 2]);
+
+impl EncoderClock {
+    const NAMES: [&str; 2] = ["polydev_desktop_encode_cpu_seconds_total", "polydev_desktop_frames_total"];
+
+    fn start(product: &Product) -> Result<Self> {
+        Ok(Self(Self::NAMES.map(|_| 0.0))).and_then(|zero: Self| Ok(Self(zero.read(product)?)))
+    }
+
+    fn read(&self, product: &Product) -> Result<[f64; 2]> {
+        let text = product.stack().api.text("/metrics")?;
+        Ok(Self::NAMES.map(|name| {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        }))
+    }
+
+    fn ms_per_frame(&self, product: &Product) -> Result<Option<f64>> {
+        let [cpu, frames] = self.read(product)?;
+        let frames = frames - self.0[1];
+        Ok((frames > 0.0).then(|| 1000.0 * (cpu - self.0[0]) / frames))
+    }
+}
+
+/// The person's browser.
+const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// Opens one of our lanes with the control of a desktop, which becomes that large.
+fn open(
+    receiver: &mut Receiver,
+    product: &Product,
+    sign_in: &SignIn,
+    lane: Lane,
+    size: Size,
+    relay: Option<Value>,
+) -> Result<Value> {
+    let api = &product.stack().api;
+    let mut request = json!({
+        "lane": lane.name(),
+        "api": format!("http://{}", api.address),
+        "token": api.token,
+        "session": sign_in.id,
+        "size": [null, null],
+        "chromium": CHROMIUM,
+        "relay": relay,
+    });
+    if lane == Lane::WebSocket {
+        request["url"] = json!(format!("ws://{}/api/stream/{}?role=control", api.address, sign_in.id));
+        request["origin"] = json!(format!("http://{}", api.address));
+        request["link"] = json!(product.stack().link);
+    }
+    let opened = receiver.ask("open", request)?;
+    let (width, height) = size.sides();
+    let resize = json!({ "type": "resize", "width": width, "height": height, "scale": 100 });
+    receiver.ask("words", json!({ "words": resize }))?;
+    receiver.ask("picture", json!({ "size": sides(size) }))?;
+    Ok(opened)
+}
+
+/// Opens a scene's page as a person does, by the keys of the lane that is open.
+fn visit(receiver: &mut Receiver, display: &Display, scene: Scene) -> Result<()> {
+    receiver.ask("visit", json!({ "url": Product::guest_page(scene.page()) }))?;
+    let began = Instant::now();
+    while !display.shows_window(PAGE_TITLE) {
+        if began.elapsed() > PAGE_LIMIT {
+            bail!("the guest's browser does not show the page within {} s", PAGE_LIMIT.as_secs());
+        }
+        pause(LOOK_AGAIN)?;
+    }
+    Ok(())
+}
+
+fn sides(size: Size) -> Value {
+    let (width, height) = size.sides();
+    json!([width, height])
+}
+
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
+}
