@@ -65,15 +65,21 @@ export class Person {
 
   // -- the live browser ---------------------------------------------------------------------------------------------
 
-  get canvas() {
-    return this.page.locator("[data-testid=screen] canvas");
+  /** The live browser's element; what is in its shadow tree is the viewer's own. */
+  get screen() {
+    return this.page.getByTestId("screen");
   }
 
-  /** A few figures of the streamed picture: its size, how many pixels are white, how many of a warning's pale red, and how many changed since the last look. */
+  /** A few figures of the streamed picture, whichever lane brings it: its size, how many pixels are white, how many of a warning's pale red, and how many changed since the last look. Video is not exact: colours are taken with some tolerance. */
   picture() {
-    return this.canvas.evaluate((canvas) => {
-      const { width, height } = canvas;
-      const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+    return this.screen.evaluate((screen) => {
+      const front = screen.shadowRoot.querySelector("[data-front]");
+      const source = front.matches("video, canvas") ? front : front.querySelector("canvas");
+      const [width, height] = source.matches("video") ? [source.videoWidth, source.videoHeight] : [source.width, source.height];
+      const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+      copy.drawImage(source, 0, 0);
+      const { data } = copy.getImageData(0, 0, width, height);
+      const TOLERANCE = 24;
       let white = 0;
       let warning = 0;
       let changed = 0;
@@ -81,10 +87,11 @@ export class Person {
       window.lastPicture = data;
       for (let at = 0; at < data.length; at += 4) {
         const [red, green, blue] = [data[at], data[at + 1], data[at + 2]];
-        if (red > 250 && green > 250 && blue > 250) white += 1;
+        if (red > 246 && green > 246 && blue > 246) white += 1;
         // The pale red box of the sign-in page's error.
-        if (red > 246 && green > 225 && green < 244 && Math.abs(green - blue) < 6 && red - green > 10) warning += 1;
-        if (last === null || red !== last[at] || green !== last[at + 1] || blue !== last[at + 2]) changed += 1;
+        if (red > 240 && green > 222 && green < 245 && Math.abs(green - blue) < 10 && red - green > 9) warning += 1;
+        const near = (other, value) => Math.abs(other - value) <= TOLERANCE;
+        if (last === null || !near(last[at], red) || !near(last[at + 1], green) || !near(last[at + 2], blue)) changed += 1;
       }
       return { width, height, white, warning, changed };
     });
@@ -110,7 +117,26 @@ export class Person {
 
   /** Gives the live browser the keyboard, without clicking anything in it. */
   async focusLiveBrowser() {
-    await this.canvas.focus();
+    await this.screen.evaluate((screen) => screen.focus());
+  }
+
+  /** Waits until the live browser comes by that lane. */
+  async seesLane(lane, deadlineMs) {
+    const shown = () => this.screen.evaluate((screen) => ({ ...screen.dataset }));
+    await until(`the live browser comes by ${lane}`, async () => {
+      const { lane: now, phase } = await shown();
+      return now === lane && phase === "live";
+    }, { deadlineMs, seen: async () => JSON.stringify(await shown()) });
+  }
+
+  /** Clicks a place of the desktop, given as a share of its width and height. */
+  async clickAt(x, y, options) {
+    const box = await this.screen.evaluate((screen) => {
+      const front = screen.shadowRoot.querySelector("[data-front]");
+      const { left, top, width, height } = (front.matches("video, canvas") ? front : front.querySelector("canvas")).getBoundingClientRect();
+      return { left, top, width, height };
+    });
+    await this.page.mouse.click(box.left + x * box.width, box.top + y * box.height, options);
   }
 
   async type(text) {

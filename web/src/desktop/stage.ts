@@ -60,8 +60,10 @@ export class Stage {
 
   /** From now on this lane's view is seen, and no other of those that are over. */
   show(lane: Lane): void {
+    if (this.front) delete this.front.view.dataset["front"];
     this.front = lane;
     lane.view.style.zIndex = "1";
+    lane.view.dataset["front"] = lane.kind;
     this.place(lane);
   }
 
