@@ -88,7 +88,7 @@ export class Keyboard {
   }
 
   down(event: KeyLike): Verdict {
-    const merged = this.settleControl(event);
+    this.settleControl(event);
     const composed = event.isComposing || event.keyCode === BY_INPUT_METHOD || event.key === "Process";
     // On Windows an input method's keys do not tell which modifiers are down.
     if (!composed || this.options.platform === "linux") this.releaseLost(event, event.code);
@@ -100,7 +100,7 @@ export class Keyboard {
     if (isText(event.key)) return this.character(event);
     const keysym = this.named(event);
     if (keysym === null) return "native";
-    if (MODIFIERS.has(keysym)) return this.modifier(event, keysym, merged);
+    if (MODIFIERS.has(keysym)) return this.modifier(event, keysym);
     this.dead = false;
     if (event.key === "Insert" && event.shiftKey && !event.ctrlKey && this.awaitPaste({ modifiers: [], keysym, code: event.code })) return "native";
     const once = this.withoutRelease(event) || (this.options.platform === "windows" && MODE_KEYS.has(event.key));
@@ -202,9 +202,11 @@ export class Keyboard {
     return true;
   }
 
-  private modifier(event: KeyLike, keysym: number, merged: boolean): Verdict {
-    const fresh = event.key === "Control" && event.code === "ControlLeft" && !event.repeat && !this.held.has(event.code);
-    if (this.options.platform === "windows" && fresh && !merged) {
+  private modifier(event: KeyLike, keysym: number): Verdict {
+    const isControl = this.options.platform === "windows" && event.key === "Control" && event.code === "ControlLeft";
+    // The half of an AltGr that repeats.
+    if (isControl && this.held.get("AltRight") === KEYSYM.Level3Shift) return "taken";
+    if (isControl && !event.repeat && !this.held.has(event.code)) {
       this.control = { at: event.timeStamp, cancel: this.options.later(() => this.flushControl(), CONTROL_WAITS_MS) };
       return "taken";
     }
@@ -252,18 +254,14 @@ export class Keyboard {
     if (chord && committed) this.chord(chord);
   }
 
-  /** Decides about a Control that was held back. True if this event shows that it was half of an AltGr. */
-  private settleControl(event: KeyLike): boolean {
+  /** Decides about a Control that was held back: with the right event after it, it was half of an AltGr. */
+  private settleControl(event: KeyLike): void {
     const { control } = this;
-    if (!control) return false;
+    if (!control || event.code === "ControlLeft") return;
     const altGr = event.code === "AltRight" && (event.key === "AltGraph" || event.getModifierState("AltGraph")) && event.timeStamp - control.at < ALTGR_WITHIN_MS;
-    if (!altGr) {
-      if (event.code !== "ControlLeft") this.flushControl();
-      return false;
-    }
+    if (!altGr) return this.flushControl();
     control.cancel();
     this.control = undefined;
-    return true;
   }
 
   private flushControl(): void {

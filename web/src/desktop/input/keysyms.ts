@@ -163,7 +163,7 @@ export function keysymOfCharacter(character: string): number | null {
 
 /** Keysym of a key that has a name, or null if `key` is none of them. */
 export function keysymOfName(key: string, code: string): number | null {
-  const sides = TWO_SIDED[key];
+  const sides = Object.hasOwn(TWO_SIDED, key) ? TWO_SIDED[key] : undefined;
   if (sides) return code.endsWith("Right") ? sides[1] : sides[0];
   if (key === "Enter" && code === "NumpadEnter") return KP_ENTER;
   // Numpad 5 without NumLock: Windows calls it Clear.

@@ -26,8 +26,8 @@ export class Wheel {
 
   /** Whole units since the last time, or null if there are none; what is left of one is kept. */
   take(): { dx: number; dy: number } | null {
-    const dx = Math.trunc(this.x);
-    const dy = Math.trunc(this.y);
+    const dx = whole(this.x);
+    const dy = whole(this.y);
     if (dx === 0 && dy === 0) return null;
     this.x -= dx;
     this.y -= dy;
@@ -37,6 +37,11 @@ export class Wheel {
   clear(): void {
     this.x = this.y = 0;
   }
+}
+
+/** Sums of fractions miss a whole number by a hair. */
+function whole(units: number): number {
+  return Math.trunc(units + Math.sign(units) * 1e-6);
 }
 
 function notches(delta: number, mode: number, page: number): number {
