@@ -9,6 +9,8 @@ pub enum DriverChoice {
     /// The first that a real probe shows to work: `firecracker`, `qemu` with KVM, `container`, `qemu` emulated.
     #[default]
     Auto,
+    /// microVMs of Firecracker.
+    Firecracker,
     /// Namespaces of the host's kernel through an OCI runtime.
     Container,
     /// QEMU with KVM where it works, emulated otherwise.

@@ -3,8 +3,12 @@
 pub(crate) mod container;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub(crate) mod firecracker;
+mod initrd;
 pub(crate) mod probe;
 pub(crate) mod qemu;
+mod user_disk;
+mod vsock;
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +37,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// What does not change while a driver runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriverInfo {
-    /// `container`, `qemu` or `fake`.
+    /// `firecracker`, `qemu`, `container` or `fake`.
     pub name: &'static str,
     /// How it is shown to people; tells emulation from virtualisation.
     pub shown: &'static str,

@@ -5,6 +5,7 @@
 mod api;
 mod http;
 mod model;
+pub mod toy;
 pub mod vmm;
 
 pub use api::{Api, ApiError};

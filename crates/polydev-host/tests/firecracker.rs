@@ -7,8 +7,6 @@
 
 #[path = "support/firecracker_tape.rs"]
 mod tape;
-#[path = "support/toy_guest.rs"]
-mod toy_guest;
 
 use std::{
     fs,
@@ -20,11 +18,13 @@ use std::{
 use polydev_host::firecracker::{
     Action, Api, ApiError, Backend, BackendType, Balloon, BalloonTarget, BootSource, Drive, Entropy,
     HugePages, InstanceState, LoadSnapshot, Logger, MachineConfig, Metrics, NetworkInterface, Serial,
-    SnapshotKind, TakeSnapshot, TokenBucket, VmState, Vsock, VsockOverride, check_version,
+    SnapshotKind, TakeSnapshot, TokenBucket, VmState, Vsock, VsockOverride, check_version, toy,
 };
 use tape::{Player, Recorder, Tape};
 
 const TAPE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/firecracker-1.16.1.json");
+/// Between two dots of the guest.
+const TOY_ROUNDS: u32 = 20_000;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Every call of a VM's life in the order in which they are legal: boot, pause, full and diff snapshot, resume.
@@ -176,7 +176,7 @@ async fn a_real_vm_boots_is_saved_and_goes_on_in_another_process() {
     };
     let dir = tempfile::Builder::new().prefix("pd-fc-").tempdir().unwrap();
     let place = dir.path();
-    fs::write(place.join("kernel"), toy_guest::elf()).unwrap();
+    fs::write(place.join("kernel"), toy::elf(TOY_ROUNDS)).unwrap();
     fs::write(place.join("disk"), vec![0; 1 << 20]).unwrap();
     for name in ["vmm.log", "metrics", "serial", "serial2"] {
         fs::write(place.join(name), "").unwrap();
@@ -187,7 +187,7 @@ async fn a_real_vm_boots_is_saved_and_goes_on_in_another_process() {
     let recorder = Recorder::start(&place.join("r1.sock"), &place.join("api1.sock"));
     vmm.answers(&place.join("api1.sock")).await;
     first_life(&Api::new(place.join("r1.sock"))).await;
-    until("the guest speaks", || serial("serial").starts_with(toy_guest::BANNER)).await;
+    until("the guest speaks", || serial("serial").starts_with(toy::BANNER)).await;
     until("the guest ticks", || serial("serial").ends_with("..")).await;
     let one = recorder.stop().await;
     drop(vmm);
@@ -199,7 +199,7 @@ async fn a_real_vm_boots_is_saved_and_goes_on_in_another_process() {
     second_life(&Api::new(place.join("r2.sock"))).await;
     println!("loaded and running: {} ms", began.elapsed().as_millis());
     until("the restored guest goes on ticking", || serial("serial2").contains("..")).await;
-    assert!(!serial("serial2").contains(toy_guest::BANNER.trim()), "it goes on, it does not begin again");
+    assert!(!serial("serial2").contains(toy::BANNER.trim()), "it goes on, it does not begin again");
     let two = recorder.stop().await;
     drop(vmm);
 

@@ -3,9 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of it is test code")]
 
-#[path = "support/toy_guest.rs"]
-mod toy_guest;
-
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
@@ -16,11 +13,13 @@ use std::{
 
 use polydev_core::ids::VmId;
 use polydev_host::firecracker::{
-    InstanceState, VersionError,
+    InstanceState, VersionError, toy,
     vmm::{Home, Machine, Program, Vmm, VmmError},
 };
 use tempfile::TempDir;
 
+/// Between two dots of the guest.
+const TOY_ROUNDS: u32 = 20_000;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Tells the test, run again by itself, to be the manager that is killed.
 const MANAGER: &str = "POLYDEV_TEST_MANAGER_OF";
@@ -34,7 +33,7 @@ async fn a_vm_is_saved_restored_hibernated_by_its_changes_and_ended() {
     assert!(matches!(Vmm::launch(&bench.program, first.clone()).await, Err(VmmError::Exists(_))));
     vm.boot(&bench.machine()).await.unwrap();
     until("the guest speaks and ticks", || console(&first).ends_with("..")).await;
-    assert!(console(&first).starts_with(toy_guest::BANNER));
+    assert!(console(&first).starts_with(toy::BANNER));
     vm.pause().await.unwrap();
     let golden = bench.dir.path().join("golden");
     vm.save(&golden).await.unwrap();
@@ -53,7 +52,7 @@ async fn a_vm_is_saved_restored_hibernated_by_its_changes_and_ended() {
         vm.load(&golden).await.unwrap();
         loads.push(began.elapsed());
         until("the restored guest goes on", || console(&home).contains("..")).await;
-        assert!(!console(&home).contains(toy_guest::BANNER), "it goes on, it does not begin again");
+        assert!(!console(&home).contains(toy::BANNER), "it goes on, it does not begin again");
         vm.kill().await.unwrap();
     }
     loads.sort();
@@ -156,8 +155,8 @@ async fn be_a_manager_that_is_killed(dir: PathBuf) {
         Home { id: var("POLYDEV_TEST_VM").parse().unwrap(), dir, instance: var("POLYDEV_TEST_INSTANCE") };
     let program = Program::check(Path::new(&var("POLYDEV_FIRECRACKER"))).await.unwrap();
     let vm = Vmm::launch(&program, home.clone()).await.unwrap();
-    vm.boot(&toy(var("POLYDEV_TEST_KERNEL").into())).await.unwrap();
-    until("the guest speaks", || console(&home).starts_with(toy_guest::BANNER)).await;
+    vm.boot(&machine_of(var("POLYDEV_TEST_KERNEL").into())).await.unwrap();
+    until("the guest speaks", || console(&home).starts_with(toy::BANNER)).await;
     let me = rustix::process::getpid();
     rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
 }
@@ -177,7 +176,7 @@ impl Bench {
         };
         let program = Program::check(Path::new(&program)).await.unwrap();
         let dir = tempfile::Builder::new().prefix("pd-").tempdir().unwrap();
-        fs::write(dir.path().join("kernel"), toy_guest::elf()).unwrap();
+        fs::write(dir.path().join("kernel"), toy::elf(TOY_ROUNDS)).unwrap();
         let instance = dir.path().file_name().unwrap().to_string_lossy().into_owned();
         Some(Self { program, dir, instance })
     }
@@ -194,7 +193,7 @@ impl Bench {
     }
 
     fn machine(&self) -> Machine {
-        toy(self.kernel())
+        machine_of(self.kernel())
     }
 
     fn nothing_is_left(&self) {
@@ -223,7 +222,7 @@ impl Drop for Bench {
     }
 }
 
-fn toy(kernel: PathBuf) -> Machine {
+fn machine_of(kernel: PathBuf) -> Machine {
     let (vcpus, memory_mib, command_line) = (1, 64, "console=ttyS0".to_owned());
     Machine { vcpus, memory_mib, kernel, initrd: None, command_line, disks: Vec::new() }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Driver, Places,
     container::{self, ContainerDriver, Programs},
+    firecracker::{self, FirecrackerDriver},
     qemu::{self, Accel, QemuDriver},
 };
 use crate::{
@@ -46,6 +47,7 @@ pub(crate) async fn choose(
 ) -> Result<Vec<Arc<dyn Driver>>, HostError> {
     let candidates: &[Candidate] = match config.driver {
         DriverChoice::Auto => &ORDER,
+        DriverChoice::Firecracker => &[Candidate::Firecracker],
         DriverChoice::Container => &[Candidate::Container],
         DriverChoice::Qemu => &[Candidate::QemuKvm, Candidate::QemuTcg],
     };
@@ -63,6 +65,7 @@ pub(crate) async fn choose(
     }
     let driver = match config.driver {
         DriverChoice::Auto => "auto",
+        DriverChoice::Firecracker => firecracker::NAME,
         DriverChoice::Container => container::NAME,
         DriverChoice::Qemu => qemu::NAME,
     };
@@ -74,10 +77,19 @@ pub(crate) async fn choose(
         desktop: config.desktop_path.clone(),
         overlay: config.overlay_dir.clone(),
     };
-    let container: Arc<dyn Driver> =
-        Arc::new(ContainerDriver::new(places.clone(), image.clone(), programs.clone()));
-    let qemu: Arc<dyn Driver> = Arc::new(QemuDriver::new(places.clone(), image.clone(), programs, accel));
-    Ok(if chosen == Candidate::Container { vec![container, qemu] } else { vec![qemu, container] })
+    let (place, image) = (|| places.clone(), || image.clone());
+    let container = Arc::new(ContainerDriver::new(place(), image(), programs.clone()));
+    let qemu = Arc::new(QemuDriver::new(place(), image(), programs.clone(), accel));
+    let firecracker =
+        Arc::new(FirecrackerDriver::new(place(), image(), programs, firecracker::PROGRAM.into()));
+    let mut drivers: Vec<Arc<dyn Driver>> = vec![container, qemu, firecracker];
+    let first = match chosen {
+        Candidate::Container => 0,
+        Candidate::QemuKvm | Candidate::QemuTcg => 1,
+        Candidate::Firecracker => 2,
+    };
+    drivers.swap(0, first);
+    Ok(drivers)
 }
 
 /// Something that may be usable.
@@ -96,7 +108,7 @@ const ORDER: [Candidate; 4] =
 impl Candidate {
     const fn name(self) -> &'static str {
         match self {
-            Self::Firecracker => "firecracker",
+            Self::Firecracker => firecracker::NAME,
             Self::QemuKvm => "qemu-kvm",
             Self::Container => container::NAME,
             Self::QemuTcg => "qemu-tcg",
@@ -106,7 +118,9 @@ impl Candidate {
 
 async fn try_out(candidate: Candidate, config: &HostConfig) -> Result<String, String> {
     match candidate {
-        Candidate::Firecracker => Err("this version of polydev has no firecracker driver".to_owned()),
+        Candidate::Firecracker => {
+            firecracker::probe::firecracker(firecracker::PROGRAM.as_ref(), &config.run_dir).await
+        }
         Candidate::QemuKvm => qemu::probe::kvm(&config.run_dir).await,
         Candidate::Container => ContainerDriver::probe(&config.run_dir).await,
         Candidate::QemuTcg => qemu::probe::tcg(&config.run_dir).await,

@@ -2,7 +2,6 @@
 //!
 //! QEMU's standard streams are files, it is in a session of its own and no child of the controller, so it survives it.
 
-mod initrd;
 mod machine;
 pub(crate) mod probe;
 mod qmp;
@@ -10,8 +9,6 @@ mod template;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,12 +22,12 @@ use self::{
     template::Size,
 };
 use super::{
-    Driver, DriverInfo, Places, SocketConnector, container::Programs, kill_all, mark_started, process_seen,
-    with_processes,
+    Driver, DriverInfo, Places, SocketConnector, container::Programs, initrd, kill_all, mark_started,
+    process_seen, user_disk, with_processes,
 };
 use crate::{
     agent::Connector,
-    command::{command, run},
+    command::command,
     error::HostError,
     golden::{GoldenImage, Layer},
     host::{LogKind, VmKind},
@@ -45,10 +42,7 @@ pub(crate) const QEMU: &str = "qemu-system-x86_64";
 const CHANNEL: &str = "agent.sock";
 /// QEMU's control socket, in the VM's run directory.
 const QMP: &str = "qmp.sock";
-/// A new user's disk. Sparse: it takes what is written.
-const DISK_BYTES: u64 = 16 << 30;
 const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
-const MKFS_LIMIT: Duration = Duration::from_secs(60);
 
 /// What executes guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,26 +94,6 @@ impl QemuDriver {
             layers,
             disk,
         }
-    }
-
-    /// The user's disk, made on first use.
-    async fn user_disk(&self, dir: &Path) -> Result<PathBuf, HostError> {
-        let disk = dir.join("disk.ext4");
-        if disk.exists() {
-            return Ok(disk);
-        }
-        let fresh = dir.join("disk.new");
-        let allocate = || -> io::Result<()> {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            fs::File::create(&fresh)?.set_len(DISK_BYTES)
-        };
-        allocate().map_err(HostError::os(format!("make {}", fresh.display())))?;
-        let mut mkfs = command("mkfs.ext4");
-        mkfs.args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"]).arg(&fresh);
-        run(mkfs, "make the user's file system", MKFS_LIMIT).await?;
-        // A disk under its own name is a whole one.
-        fs::rename(&fresh, &disk).map_err(HostError::os(format!("make {}", disk.display())))?;
-        Ok(disk)
     }
 
     /// Starts QEMU in `dir`, in a session of its own.
@@ -183,7 +157,7 @@ impl Driver for QemuDriver {
                 },
                 None => None,
             },
-            VmKind::Cli { user } => Some(self.user_disk(&self.places.user(user)).await?),
+            VmKind::Cli { user } => Some(user_disk::open(&self.places.user(user)).await?),
         };
         let layers = self.layers(&vm.kind)?;
         let machine = self.machine(&size, &initrd, &layers, disk.as_deref(), Memory::Plain);

@@ -24,7 +24,7 @@ pub(super) struct Flags {
     /// Golden images.
     #[arg(long, global = true, value_name = "DIR")]
     image_dir: Option<String>,
-    /// `auto`, `container` or `qemu`.
+    /// `auto`, `firecracker`, `qemu` or `container`.
     #[arg(long, global = true, value_name = "DRIVER")]
     driver: Option<String>,
     /// Most VMs at one time, 1 to 253.

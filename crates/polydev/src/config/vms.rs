@@ -114,7 +114,7 @@ impl FromStr for Driver {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed: Result<DriverChoice, _> = serde_json::from_value(text.into());
-        parsed.map(Self).map_err(|_| "must be `auto`, `container` or `qemu`")
+        parsed.map(Self).map_err(|_| "must be `auto`, `firecracker`, `qemu` or `container`")
     }
 }
 

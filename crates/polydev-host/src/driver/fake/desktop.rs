@@ -42,7 +42,7 @@ pub(super) async fn serve(mut stream: Compat<yamux::Stream>) -> io::Result<()> {
                 }
             };
             seq += 1;
-            let data = seq.to_be_bytes().to_vec();
+            let data = picture(key, seq);
             let (captured_us, work_us, keep_alive) = (0, 1000, false);
             let frame = Frame { key, keep_alive, seq, captured_us, work_us, input_seq, width, height, data };
             tell(&mut stream, &FromDesktop::Frame(frame)).await?;
@@ -52,6 +52,16 @@ pub(super) async fn serve(mut stream: Compat<yamux::Stream>) -> io::Result<()> {
             count => cutter.extend(&chunk[..count]),
         }
     }
+}
+
+/// The units of an H.264 picture (Annex B), but with the number as text in place of what would be a picture. As in a real
+/// stream, a keyframe begins with parameter sets.
+fn picture(key: bool, seq: u32) -> Vec<u8> {
+    const PARAMETER_SETS: &[u8] = b"\0\0\0\x01\x67\x42\xe0\x1f\x8c\0\0\0\x01\x68\xce\x3c\x80";
+    const IDR: &[u8] = b"\0\0\0\x01\x65";
+    const DELTA: &[u8] = b"\0\0\0\x01\x41";
+    let number = format!("picture {seq}");
+    if key { [PARAMETER_SETS, IDR, number.as_bytes()].concat() } else { [DELTA, number.as_bytes()].concat() }
 }
 
 async fn tell(stream: &mut Compat<yamux::Stream>, message: &FromDesktop) -> io::Result<()> {

@@ -1,17 +1,17 @@
 //! A guest without an operating system: says its banner on the first serial port, then a dot every so often, for ever.
-//! Machines whose KVM only emulates privileged code run it as well as any other.
+//!
+//! It shows whether a KVM runs a kernel's code at native speed, and stands in for a guest in tests: machines whose KVM
+//! only emulates privileged code run it, too.
 
 /// What it says first.
-pub(crate) const BANNER: &str = "polydev toy guest\n";
+pub const BANNER: &str = "polydev toy guest\n";
 /// Where it is loaded, and begins (64-bit entry of the Linux boot protocol).
 const ADDRESS: u64 = 0x0100_0000;
-/// Rounds of an empty loop between two dots.
-const ROUNDS: u32 = 20_000;
 const HEADERS: u64 = 64 + 56;
 
-/// An ELF that Firecracker takes for a kernel.
-pub(crate) fn elf() -> Vec<u8> {
-    let code = code();
+/// An ELF that Firecracker takes for a kernel; between two dots it counts that many rounds.
+pub fn elf(rounds: u32) -> Vec<u8> {
+    let code = code(rounds);
     let size = HEADERS + code.len() as u64;
     let mut elf = Vec::new();
     // ELF header: 64 bits, little endian, executable, x86-64, one program header.
@@ -30,12 +30,12 @@ pub(crate) fn elf() -> Vec<u8> {
     elf
 }
 
-fn code() -> Vec<u8> {
+fn code(rounds: u32) -> Vec<u8> {
     let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
     code.extend([0x48, 0x8d, 0x35, 22, 0, 0, 0]); // lea rsi, [rip + 22]: behind the code
     code.extend([0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8]); // say: lodsb; test al, al; jz tick; out dx, al; jmp say
-    code.extend([0xb0, b'.', 0xee, 0xb9]); // tick: mov al, '.'; out dx, al; mov ecx, ROUNDS
-    code.extend(ROUNDS.to_le_bytes());
+    code.extend([0xb0, b'.', 0xee, 0xb9]); // tick: mov al, '.'; out dx, al; mov ecx, rounds
+    code.extend(rounds.to_le_bytes());
     code.extend([0xff, 0xc9, 0x75, 0xfc, 0xeb, 0xf2]); // wait: dec ecx; jnz wait; jmp tick
     code.extend(BANNER.bytes());
     code.push(0);

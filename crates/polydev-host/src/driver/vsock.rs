@@ -1,0 +1,99 @@
+//! The way to an agent that listens on a vsock: Firecracker's unix socket, on which a line names the guest's port.
+//!
+//! `vhost-device-vsock`, which gives QEMU the same, speaks the same protocol.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use polydev_core::guest::VSOCK_PORT;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
+
+use crate::{
+    agent::{ByteStream, Connector},
+    process::ProcessId,
+};
+
+/// A guest that listens answers at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// "OK", a number and a newline.
+const ANSWER_MAX: usize = 32;
+
+/// Reaches an agent over a VM's vsock, as long as the VM's process lives.
+pub(crate) struct VsockConnector {
+    pub(crate) socket: PathBuf,
+    pub(crate) process: Option<ProcessId>,
+}
+
+#[async_trait]
+impl Connector for VsockConnector {
+    async fn dial(&self) -> io::Result<Box<dyn ByteStream>> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        // In one piece: Firecracker drops a connection whose line is not there as a whole.
+        stream.write_all(format!("CONNECT {VSOCK_PORT}\n").as_bytes()).await?;
+        match timeout(ANSWER_LIMIT, accepted(&mut stream)).await {
+            Ok(answer) => answer.map(|()| Box::new(stream) as Box<dyn ByteStream>),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer on the vsock")),
+        }
+    }
+
+    fn alive(&self) -> bool {
+        self.process.is_some_and(ProcessId::alive)
+    }
+}
+
+/// Reads the answer and not a byte more. Nobody listens: the connection is closed without one.
+async fn accepted(stream: &mut UnixStream) -> io::Result<()> {
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') {
+        if answer.len() == ANSWER_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the vsock answers something else"));
+        }
+        answer.push(stream.read_u8().await?);
+    }
+    // The number is the host's port or the guest's, depending on who answers.
+    if answer.starts_with(b"OK ") {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the vsock refuses the connection"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    async fn dial(answer: &'static [u8]) -> io::Result<Box<dyn ByteStream>> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("v.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let serve = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut line = [0; 13];
+            stream.read_exact(&mut line).await.unwrap();
+            assert_eq!(&line, b"CONNECT 5000\n");
+            stream.write_all(answer).await.unwrap();
+        });
+        let dialled = VsockConnector { socket, process: None }.dial().await;
+        serve.await.unwrap();
+        dialled
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_answer_belongs_to_the_channel() {
+        let mut stream = dial(b"OK 1073741824\nguest").await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "guest");
+    }
+
+    #[tokio::test]
+    async fn nobody_there_and_nonsense_are_errors() {
+        for answer in [&b""[..], b"NO\n", b"OK without end, for ever and ever and ever"] {
+            assert!(dial(answer).await.is_err());
+        }
+    }
+}
