@@ -29,8 +29,13 @@ const PACKAGES: [(&str, &str); 17] = [
     ("/usr/bin/mount", "mount"),
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 ];
-/// The person in the end-to-end tests.
-const TEST_PACKAGES: [(&str, &str); 1] = [("/usr/bin/chromium", "chromium")];
+/// The person in the end-to-end tests, and a display with real keyboard layouts to sit at.
+const TEST_PACKAGES: [(&str, &str); 4] = [
+    ("/usr/bin/chromium", "chromium"),
+    ("/usr/bin/Xvfb", "xvfb"),
+    ("/usr/bin/xdotool", "xdotool"),
+    ("/usr/bin/xkbcomp", "x11-xkb-utils"),
+];
 /// What the live desktop is measured against.
 const BENCH_PACKAGES: [(&str, &str); 5] = [
     ("/usr/bin/Xvfb", "xvfb"),
