@@ -5,8 +5,8 @@
 //!   and at window titles. It reads no input, takes no picture and sends nothing anywhere else.
 //! - `stream` sends the screen as video to the host over a socket, and injects the input that comes back.
 
+mod clipboard;
 mod display;
-#[path = "hand.rs"]
 mod input;
 mod outbox;
 mod stream;

@@ -152,6 +152,7 @@ impl Streamer<'_> {
     fn run(&mut self) -> Result<Infallible, StreamError> {
         loop {
             self.wake.clear();
+            self.injector.check()?;
             self.accept()?;
             self.heed_orders()?;
             self.heed_display()?;
@@ -238,8 +239,8 @@ impl Streamer<'_> {
     }
 
     fn resize(&mut self, wish: ScreenWish) -> Result<(), StreamError> {
-        self.scale.set(wish.scale)?;
         let (width, height) = resize::allowed(wish.width, wish.height);
+        self.scale.set(scale::fitting(width, wish))?;
         if (width, height) != self.screen.size() {
             match resize::resize(self.x, self.screen.root(), width, height) {
                 Ok(()) => {}

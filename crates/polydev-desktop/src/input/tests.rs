@@ -1,0 +1,1 @@
+//! Input against real X servers and a real browser.
