@@ -1,5 +1,6 @@
 //! Tells programs how large to draw: as the display's settings manager (XSETTINGS 0.5, freedesktop.org).
 
+use polydev_core::desktop::SCALE;
 use x11rb::{
     CURRENT_TIME,
     connection::Connection as _,
@@ -9,12 +10,15 @@ use x11rb::{
     rust_connection::RustConnection,
 };
 
-use super::screen::ScreenError;
+use super::{orders::ScreenWish, screen::ScreenError};
 
 /// Dots per inch at 100 percent.
 const DPI: i32 = 96;
 /// The setting is in parts of a dot.
 const DPI_PARTS: i32 = 1024;
+/// Chromium's windows are no narrower than so many pixels of its content: on a narrower screen a part of them would lie
+/// beside it.
+const WINDOW_WIDTH_MIN: u32 = 500;
 const LSB_FIRST: u8 = 0;
 const INTEGER: u8 = 0;
 
@@ -71,6 +75,14 @@ impl<'a> Scale<'a> {
     }
 }
 
+/// The scale for a screen that became so wide, at which a browser's window is not wider than it.
+pub(crate) fn fitting(width: u16, wish: ScreenWish) -> u16 {
+    // A screen that was made smaller than the wish shows the same content in fewer pixels.
+    let wished = u32::from(wish.scale) * u32::from(width) / u32::from(wish.width.max(1));
+    let most = u32::from(width) * 100 / WINDOW_WIDTH_MIN;
+    u16::try_from(wished.min(most)).unwrap_or(wish.scale).max(*SCALE.start())
+}
+
 /// The value of the property: one setting.
 fn settings(serial: u32, percent: u16) -> Vec<u8> {
     let name = b"Xft/DPI";
@@ -90,6 +102,17 @@ fn settings(serial: u32, percent: u16) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_narrow_screen_still_has_room_for_a_window() {
+        let wish = |width, scale| ScreenWish { width, height: 800, scale };
+        assert_eq!(fitting(1280, wish(1280, 200)), 200);
+        assert_eq!(fitting(780, wish(780, 200)), 156);
+        assert_eq!(fitting(390, wish(390, 100)), 78);
+        assert_eq!(fitting(320, wish(320, 50)), 50);
+        // Half the pixels, half the scale.
+        assert_eq!(fitting(1920, wish(3840, 200)), 100);
+    }
 
     #[test]
     fn the_setting_has_the_documented_layout() {
