@@ -81,11 +81,20 @@ export class World {
 
   /** Turns knobs of the demo network, see its README. */
   async setDemo(knobs) {
-    const token = readFileSync(this.path("demo/control-token"), "utf8").trim();
-    const address = `http://127.0.0.1:${this.demoPorts.httpPort}/control/settings`;
-    const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
-    const answer = await fetch(address, { method: "PUT", headers, body: JSON.stringify(knobs) });
+    const answer = await this.#control("PUT", "/control/settings", knobs);
     if (!answer.ok) throw new Error(`the demo network refuses ${JSON.stringify(knobs)}: ${answer.status} ${await answer.text()}`);
+  }
+
+  /** What was typed into a typing page of the demo network, or null if nobody has opened it. */
+  async typed(id) {
+    const answer = await this.#control("GET", `/control/typed?id=${id}`);
+    return answer.ok ? (await answer.json()).text : null;
+  }
+
+  #control(method, path, body) {
+    const token = readFileSync(this.path("demo/control-token"), "utf8").trim();
+    const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
+    return fetch(`http://127.0.0.1:${this.demoPorts.httpPort}${path}`, { method, headers, body: JSON.stringify(body) });
   }
 
   async #openBrowser() {
@@ -93,9 +102,9 @@ export class World {
     this.context = await this.browser.newContext({ viewport: { width: 1280, height: 800 }, deviceScaleFactor: 1 });
   }
 
-  /** A browser of its own; `flags` come on top of the usual ones. */
-  async launchBrowser(flags = []) {
-    const browser = await chromium.launch({ executablePath: settings.chromium, headless: true, args: [...BROWSER_FLAGS, ...flags] });
+  /** A browser of its own; `flags` come on top of the usual ones, `more` on top of how it is launched. */
+  async launchBrowser(flags = [], more = {}) {
+    const browser = await chromium.launch({ executablePath: settings.chromium, headless: true, args: [...BROWSER_FLAGS, ...flags], ...more });
     this.#browsers.push(browser);
     return browser;
   }

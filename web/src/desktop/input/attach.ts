@@ -184,7 +184,8 @@ class Attached implements InputHandle {
     on("paste", (event) => {
       event.preventDefault();
       const text = event.clipboardData?.getData("text/plain") ?? "";
-      const as = this.output.active ? (this.options.paste?.(text) ?? "type") : "ignore";
+      const wish = text === "" ? "key" : (this.options.paste?.(text) ?? "type");
+      const as = this.output.active ? wish : "ignore";
       keyboard.pasted(as === "key");
       if (as === "type") this.typeText(text);
     });
@@ -245,7 +246,8 @@ class Attached implements InputHandle {
     };
     page.addEventListener("visibilitychange", hidden, { signal });
     const resized = () => {
-      const full = page.fullscreenElement?.contains(this.target) || page.fullscreenElement?.shadowRoot?.contains(this.target);
+      const root = this.target.getRootNode();
+      const full = page.fullscreenElement?.contains(root instanceof ShadowRoot ? root.host : this.target);
       // Without it Escape, Ctrl+W and the like go to the person's own browser; where it is missing, so be it.
       if (full) lockOf(navigator)?.lock?.().catch(() => {});
       else lockOf(navigator)?.unlock?.();
@@ -271,6 +273,7 @@ class Attached implements InputHandle {
       this.wheelAt = at;
       const place = this.sink.toDesktop(at.x, at.y);
       if (place) this.pointer.click(button, place);
+      this.focus();
     };
     const right = click(3);
     return new Touch({

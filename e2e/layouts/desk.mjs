@@ -1,0 +1,95 @@
+// A person at a desk of its own: an X display with real keys and a Chromium on it, in front of the live browser.
+import { existsSync } from "node:fs";
+import { TooLate, until } from "../play/until.mjs";
+import { World } from "../play/world.mjs";
+import { Compose } from "./compose.mjs";
+import { X_PROGRAMS, XServer } from "./xserver.mjs";
+
+const WINDOW_CLASS = "chromium";
+const TYPING_PATH = "/polydev-demo/typing";
+/** 100 strokes a second are more than anybody types. */
+const STROKE_PAUSE_MS = 8;
+
+export class Desk {
+  static async start() {
+    const missing = X_PROGRAMS.filter((path) => !existsSync(path));
+    if (missing.length > 0) throw new Error(`missing: ${missing.join(", ")}; \`make setup\` brings them`);
+    const desk = new Desk();
+    desk.compose = new Compose();
+    desk.display = await XServer.start();
+    try {
+      desk.world = await World.start({ browser: false });
+      const flags = ["--window-position=0,0", "--window-size=1280,900"];
+      desk.world.browser = await desk.world.launchBrowser(flags, { headless: false, env: desk.display.env });
+      desk.world.context = await desk.world.browser.newContext({ viewport: null });
+    } catch (error) {
+      await desk.world?.stop().catch(() => {});
+      await desk.display.close();
+      throw error;
+    }
+    return desk;
+  }
+
+  /** What is left on the machine. */
+  async stop() {
+    try {
+      return await this.world.stop();
+    } finally {
+      await this.display.close();
+    }
+  }
+
+  /** Puts a keyboard of that layout on the desk. */
+  async layout(name) {
+    this.keymap = await this.display.layout(name, this.compose);
+    return this.keymap;
+  }
+
+  /** Types with the keys of the layout into whatever has the focus on the desk. */
+  async type(characters) {
+    const strokes = characters.flatMap((character) => this.keymap.ways.get(character));
+    await this.display.focus(WINDOW_CLASS);
+    await this.display.type(strokes, STROKE_PAUSE_MS);
+  }
+
+  /** Types into the typing page in the desk's own browser: what that browser makes of the keys. */
+  async typedAtHome(id, characters) {
+    const page = await this.world.context.newPage();
+    try {
+      await page.goto(`http://127.0.0.1:${this.world.demoPorts.httpPort}${TYPING_PATH}?id=${id}`);
+      await page.locator("textarea").focus();
+      await this.type(characters);
+      return await this.#arrived(id, characters.join(""));
+    } finally {
+      await page.close();
+    }
+  }
+
+  /** Opens a fresh typing page in the live browser, by its address bar. */
+  async openTypingPage(person, id) {
+    await person.focusLiveBrowser();
+    await person.press("Control+l");
+    await person.type(`https://id.polydev.test${TYPING_PATH}?id=${id}`);
+    await person.press("Enter");
+    await until("the typing page is open in the live browser", async () => (await this.world.typed(id)) !== null, { deadlineMs: this.world.limits.input });
+    await person.focusLiveBrowser();
+  }
+
+  /** What the page in the live browser has: `wanted`, or what was there when waiting was of no more use. */
+  typedInVm(id, wanted) {
+    return this.#arrived(id, wanted);
+  }
+
+  async #arrived(id, wanted) {
+    const { world } = this;
+    let last = "";
+    const arrived = async () => {
+      last = await world.typed(id);
+      return last === wanted;
+    };
+    await until("the typed text arrives", arrived, { deadlineMs: world.limits.input }).catch((error) => {
+      if (!(error instanceof TooLate)) throw error;
+    });
+    return last;
+  }
+}
