@@ -11,10 +11,12 @@ const STYLE = `
   .room { position: absolute; inset: 0; }
   .cover { position: absolute; inset: 0; z-index: 3; display: flex; align-items: center; justify-content: center; gap: 0.75rem; padding: 1rem; text-align: center; pointer-events: none; background: color-mix(in oklab, var(--polydev-stage, light-dark(#e8eaf2, #07090d)) 78%, transparent); }
   .cover[hidden] { display: none; }
+  .cover:not(.ended) { animation: appear 0.2s 0.4s backwards; }
   .spinner { flex: none; width: 1.25rem; height: 1.25rem; border: 2.5px solid currentColor; border-top-color: var(--polydev-accent, #6d5ef6); border-radius: 50%; animation: turn 0.9s linear infinite; }
   .cover.ended .spinner { display: none; }
   .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
   @keyframes turn { to { rotate: 1turn; } }
+  @keyframes appear { from { opacity: 0; } }
   @media (prefers-reduced-motion: reduce) { .spinner { animation-duration: 4s; } }
 `;
 

@@ -54,6 +54,8 @@ export class Stage {
   /** Takes a lane's view in, behind the one that is shown. */
   add(lane: Lane): void {
     Object.assign(lane.view.style, { position: "absolute", zIndex: "0" });
+    lane.view.setAttribute("role", "img");
+    lane.view.setAttribute("aria-label", "Picture of the live browser");
     this.pane.prepend(lane.view);
     this.place(lane);
   }

@@ -469,6 +469,11 @@ export class DesktopViewer {
     };
     addEventListener("online", wake, { signal });
     document.addEventListener("visibilitychange", wake, { signal });
+    const watching = (event: Event): void => {
+      const types = !(event instanceof KeyboardEvent) || event.key.length === 1;
+      if (types && this.front?.role === "view") this.events.notice(this.front.mayControl ? refusedText("view_only") : "You are watching.");
+    };
+    for (const act of ["pointerdown", "keydown"] as const) this.stage.surface.addEventListener(act, watching, { signal });
     // Only a page that goes away leaves its token behind: a second tab must not take the first one's place.
     addEventListener("pagehide", () => leaveToken(this.context.sessionId, this.token), { signal });
   }
