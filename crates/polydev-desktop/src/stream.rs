@@ -10,6 +10,7 @@
 //! Nothing is captured while nobody watches, while nothing changes, or while the last frame has not left: changes add up
 //! in the X server and become one later frame. So a slow host costs neither memory nor age.
 
+mod codec;
 mod counters;
 mod cursor;
 mod encoder;
@@ -420,7 +421,7 @@ impl Host {
         let tuning = Tuning::choose(self.rate, self.tuning);
         self.tuning = Some(tuning);
         Ok(View {
-            encoder: Encoder::new(tuning, self.rate)?,
+            encoder: Encoder::new(tuning, self.rate, width, height)?,
             picture: Picture::new(width, height),
             pace: Pace::new(self.rate.fps, now),
             cursor: Cursor::new(now),
@@ -441,7 +442,8 @@ impl Host {
         if view.encoder.tuning() == tuning {
             view.encoder.set_rate(rate)?;
         } else {
-            view.encoder = Encoder::new(tuning, rate)?;
+            let (width, height) = view.picture.size();
+            view.encoder = Encoder::new(tuning, rate, width, height)?;
             view.key = true;
             view.pace.changed();
         }

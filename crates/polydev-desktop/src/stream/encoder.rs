@@ -1,24 +1,23 @@
 //! H.264 by openh264, tuned for a desktop that somebody works on.
 
-use std::time::Duration;
+use std::{ffi::c_int, time::Duration};
 
-use openh264::{
-    OpenH264API, Timestamp,
-    encoder::{
-        BitRate, Complexity, Encoder as Codec, EncoderConfig, FrameRate, FrameType, IntraFramePeriod,
-        Profile, RateControlMode, SpsPpsStrategy, UsageType, VuiConfig,
-    },
-};
 use openh264_sys2::{
-    ENCODER_OPTION_BITRATE, ENCODER_OPTION_FRAME_RATE, ENCODER_OPTION_MAX_BITRATE, SBitrateInfo,
-    SPATIAL_LAYER_0, SPATIAL_LAYER_ALL,
+    CAMERA_VIDEO_REAL_TIME, CONSTANT_ID, LOW_COMPLEXITY, PRO_BASELINE, RC_BITRATE_MODE,
+    SCREEN_CONTENT_REAL_TIME, SEncParamExt, SM_SINGLE_SLICE,
 };
 use polydev_core::desktop::ContentMode;
 
-use super::{orders::Rate, picture::Picture};
+use super::{
+    codec::{Codec, CodecError},
+    orders::Rate,
+    picture::Picture,
+};
 
 /// Under the first rate text is tuned for sharpness, over the second for least delay; between them nothing changes.
 const AUTO_KBPS: (u32, u32) = (1_700, 2_300);
+/// SMPTE 170M, which is BT.601 (H.264, annex E).
+const BT601: u8 = 6;
 
 /// What the encoder is tuned for at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +31,9 @@ pub(crate) enum Tuning {
 /// The encoder failed: there is no stream without it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EncodeError {
-    /// It could not be made, or refused a picture.
-    #[error("encoder: {0}")]
-    Codec(#[from] openh264::Error),
-    /// It refused a new rate.
-    #[error("encoder refused option {option}: {code}")]
-    Option {
-        /// Which.
-        option: i32,
-        /// Its answer.
-        code: i32,
-    },
+    /// It refused something.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
     /// It gave no picture.
     #[error("encoder gave no picture")]
     Nothing,
@@ -53,8 +44,6 @@ pub(crate) struct Encoder {
     codec: Codec,
     tuning: Tuning,
     rate: Rate,
-    /// Options can be changed only after the first picture.
-    began: bool,
 }
 
 impl Tuning {
@@ -72,29 +61,9 @@ impl Tuning {
 
 impl Encoder {
     /// Its first picture will be a keyframe.
-    pub(crate) fn new(tuning: Tuning, rate: Rate) -> Result<Self, EncodeError> {
-        let screen = tuning == Tuning::Screen;
-        let config = EncoderConfig::new()
-            .usage_type(if screen {
-                UsageType::ScreenContentRealTime
-            } else {
-                UsageType::CameraVideoRealTime
-            })
-            .profile(Profile::Baseline)
-            .complexity(Complexity::Low)
-            .rate_control_mode(RateControlMode::Bitrate)
-            .bitrate(BitRate::from_bps(rate.kbps * 1000))
-            .max_frame_rate(FrameRate::from_hz(f32::from(rate.fps)))
-            .skip_frames(false)
-            .adaptive_quantization(false)
-            .background_detection(!screen)
-            .scene_change_detect(screen)
-            .intra_frame_period(IntraFramePeriod::auto())
-            .sps_pps_strategy(SpsPpsStrategy::ConstantId)
-            .vui(VuiConfig::bt601())
-            .num_threads(1);
-        let codec = Codec::with_api_config(OpenH264API::from_source(), config)?;
-        Ok(Self { codec, tuning, rate, began: false })
+    pub(crate) fn new(tuning: Tuning, rate: Rate, width: u16, height: u16) -> Result<Self, EncodeError> {
+        let codec = Codec::new(|settings| choose(settings, tuning, rate, [width.into(), height.into()]))?;
+        Ok(Self { codec, tuning, rate })
     }
 
     /// What it is tuned for.
@@ -105,10 +74,13 @@ impl Encoder {
     /// Changes the rate of the pictures to come.
     pub(crate) fn set_rate(&mut self, rate: Rate) -> Result<(), EncodeError> {
         let before = std::mem::replace(&mut self.rate, rate);
-        if (rate.kbps, rate.fps) == (before.kbps, before.fps) {
-            return Ok(());
+        if rate.kbps != before.kbps {
+            self.codec.set_bitrate(bits(rate))?;
         }
-        if self.began { self.apply_rate(before) } else { self.renew() }
+        if rate.fps != before.fps {
+            self.codec.set_frame_rate(rate.fps.into())?;
+        }
+        Ok(())
     }
 
     /// Encodes a picture that was taken so long after the stream's begin, as Annex B. Says whether it is a keyframe.
@@ -118,53 +90,93 @@ impl Encoder {
         at: Duration,
         key: bool,
     ) -> Result<(bool, Vec<u8>), EncodeError> {
-        if key && self.began {
-            self.codec.force_intra_frame();
+        if key {
+            self.codec.force_key()?;
         }
-        let at = Timestamp::from_millis(u64::try_from(at.as_millis()).unwrap_or(u64::MAX >> 1));
-        let bits = self.codec.encode_at(&picture.planes(), at)?;
-        let (kind, data) = (bits.frame_type(), bits.to_vec());
-        if data.is_empty() {
-            return Err(EncodeError::Nothing);
+        let at_ms = i64::try_from(at.as_millis()).unwrap_or(i64::MAX);
+        let mut data = Vec::new();
+        let key = self.codec.encode(picture, at_ms, &mut data)?;
+        if data.is_empty() { Err(EncodeError::Nothing) } else { Ok((key, data)) }
+    }
+}
+
+fn bits(rate: Rate) -> c_int {
+    c_int::try_from(rate.kbps * 1000).unwrap_or(c_int::MAX)
+}
+
+fn choose(settings: &mut SEncParamExt, tuning: Tuning, rate: Rate, [width, height]: [c_int; 2]) {
+    let screen = tuning == Tuning::Screen;
+    settings.iUsageType = if screen { SCREEN_CONTENT_REAL_TIME } else { CAMERA_VIDEO_REAL_TIME };
+    (settings.iPicWidth, settings.iPicHeight) = (width, height);
+    settings.iTargetBitrate = bits(rate);
+    settings.iRCMode = RC_BITRATE_MODE;
+    settings.fMaxFrameRate = rate.fps.into();
+    settings.iComplexityMode = LOW_COMPLEXITY;
+    // Keyframes come when they are asked for. Nothing is dropped here: what is dropped is not even captured.
+    settings.uiIntraPeriod = 0;
+    settings.bEnableFrameSkip = false;
+    // A keyframe of long ago would count against the next change: debts are counted in frames, and here frames are rare.
+    settings.bFixRCOverShoot = false;
+    settings.eSpsPpsIdStrategy = CONSTANT_ID;
+    // More threads only cost.
+    settings.iMultipleThreadIdc = 1;
+    settings.bEnableAdaptiveQuant = false;
+    settings.bEnableBackgroundDetection = !screen;
+    settings.bEnableSceneChangeDetect = screen;
+    settings.bEnableLongTermReference = false;
+    settings.bEnableDenoise = false;
+    (settings.iSpatialLayerNum, settings.iTemporalLayerNum) = (1, 1);
+    let layer = &mut settings.sSpatialLayers[0];
+    (layer.iVideoWidth, layer.iVideoHeight) = (width, height);
+    layer.fFrameRate = rate.fps.into();
+    layer.iSpatialBitrate = bits(rate);
+    layer.uiProfileIdc = PRO_BASELINE;
+    layer.sSliceArgument.uiSliceMode = SM_SINGLE_SLICE;
+    layer.sSliceArgument.uiSliceNum = 1;
+    layer.bVideoSignalTypePresent = true;
+    layer.bColorDescriptionPresent = true;
+    layer.bFullRange = false;
+    (layer.uiColorPrimaries, layer.uiTransferCharacteristics, layer.uiColorMatrix) = (BT601, BT601, BT601);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tuning_does_not_flutter_around_its_threshold() {
+        let auto = |kbps| Rate { kbps, fps: 30, mode: ContentMode::Auto };
+        let mut tuning = None;
+        for (kbps, expected) in [
+            (2_000, Tuning::Camera),
+            (1_699, Tuning::Screen),
+            (2_000, Tuning::Screen),
+            (2_300, Tuning::Camera),
+            (1_700, Tuning::Camera),
+        ] {
+            tuning = Some(Tuning::choose(auto(kbps), tuning));
+            assert_eq!(tuning, Some(expected), "at {kbps} kbit/s");
         }
-        if !self.began {
-            self.began = true;
-            self.apply_rate(self.rate)?;
-        }
-        Ok((matches!(kind, FrameType::IDR), data))
+        let fixed = Rate { kbps: 20_000, fps: 30, mode: ContentMode::Screen };
+        assert_eq!(Tuning::choose(fixed, tuning), Tuning::Screen);
     }
 
-    fn renew(&mut self) -> Result<(), EncodeError> {
-        *self = Self::new(self.tuning, self.rate)?;
-        Ok(())
-    }
-
-    fn apply_rate(&mut self, before: Rate) -> Result<(), EncodeError> {
-        let target = i32::try_from(self.rate.kbps * 1000).unwrap_or(i32::MAX / 2);
-        // A ceiling at the target itself would keep the encoder well under it.
-        let ceiling = target.saturating_mul(2);
-        let mut steps = [
-            (ENCODER_OPTION_MAX_BITRATE, SBitrateInfo { iLayer: SPATIAL_LAYER_ALL, iBitrate: ceiling }),
-            (ENCODER_OPTION_MAX_BITRATE, SBitrateInfo { iLayer: SPATIAL_LAYER_0, iBitrate: ceiling }),
-            (ENCODER_OPTION_BITRATE, SBitrateInfo { iLayer: SPATIAL_LAYER_ALL, iBitrate: target }),
-        ];
-        // At no time may the target be over the ceiling.
-        if self.rate.kbps < before.kbps {
-            steps.reverse();
+    #[test]
+    fn every_rate_of_the_protocol_is_taken_in_any_order() {
+        let rate = |kbps, fps| Rate { kbps, fps, mode: ContentMode::Camera };
+        let mut encoder = Encoder::new(Tuning::Camera, rate(3_000, 30), 320, 320).unwrap();
+        let picture = Picture::new(320, 320);
+        for (number, (kbps, fps)) in
+            [(50_000, 60), (100, 1), (20_000, 30), (100, 60), (50_000, 1)].into_iter().enumerate()
+        {
+            encoder.set_rate(rate(kbps, fps)).unwrap();
+            let at = Duration::from_millis(33 * number as u64);
+            let (key, data) = encoder.encode(&picture, at, false).unwrap();
+            assert_eq!(key, number == 0);
+            assert!(!data.is_empty());
         }
-        for (option, mut info) in steps {
-            self.set(option, (&raw mut info).cast())?;
-        }
-        let mut frames = f32::from(self.rate.fps);
-        self.set(ENCODER_OPTION_FRAME_RATE, (&raw mut frames).cast())
-    }
-
-    fn set(&mut self, option: i32, value: *mut std::ffi::c_void) -> Result<(), EncodeError> {
-        // SAFETY: the encoder is initialised, for a picture was encoded; `value` points to what this option takes
-        // (openh264 `codec_app_def.h`: `SBitrateInfo` for both bit rates, `float` for the frame rate).
-        match unsafe { self.codec.raw_api().set_option(option, value) } {
-            0 => Ok(()),
-            code => Err(EncodeError::Option { option, code }),
-        }
+        // SPS: type 7, profile 66, constraint sets 0 and 1.
+        let (key, data) = encoder.encode(&picture, Duration::from_secs(1), true).unwrap();
+        assert!(key && data.starts_with(&[0, 0, 0, 1, 0x67, 66, 0xc0]), "{:x?}", &data[..8]);
     }
 }

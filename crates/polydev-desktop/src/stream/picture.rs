@@ -1,6 +1,5 @@
 //! The screen's content as the encoder takes it: planes of brightness and colour (I420, BT.601, limited range).
 
-use openh264::formats::YUVSlices;
 use yuv::{
     BufferStoreMut, YuvConversionMode, YuvError, YuvPlanarImageMut, YuvRange, YuvStandardMatrix,
     bgra_to_yuv420,
@@ -9,8 +8,8 @@ use yuv::{
 /// One picture of even size.
 #[derive(Debug)]
 pub(crate) struct Picture {
-    width: usize,
-    height: usize,
+    width: u16,
+    height: u16,
     luma: Vec<u8>,
     blue: Vec<u8>,
     red: Vec<u8>,
@@ -19,14 +18,16 @@ pub(crate) struct Picture {
 impl Picture {
     /// A black one.
     pub(crate) fn new(width: u16, height: u16) -> Self {
-        let (width, height) = (usize::from(width & !1), usize::from(height & !1));
-        let colours = vec![128; width * height / 4];
-        Self { width, height, luma: vec![16; width * height], blue: colours.clone(), red: colours }
+        let (width, height) = (width & !1, height & !1);
+        let area = usize::from(width) * usize::from(height);
+        let colours = vec![128; area / 4];
+        Self { width, height, luma: vec![16; area], blue: colours.clone(), red: colours }
     }
 
     /// Takes over rows of blue, green, red and one unused byte each, from the (even) row `top` on.
     pub(crate) fn take(&mut self, top: usize, rows: &[u8]) -> Result<(), YuvError> {
-        let (width, count) = (self.width, rows.len() / (self.width * 4));
+        let width = usize::from(self.width);
+        let count = rows.len() / (width * 4);
         let luma = top * width..(top + count) * width;
         let colours = top * width / 4..(top + count) * width / 4;
         let mut planes = YuvPlanarImageMut {
@@ -43,13 +44,14 @@ impl Picture {
         bgra_to_yuv420(&mut planes, rows, narrow(width * 4), range, matrix, YuvConversionMode::Fast)
     }
 
-    /// For the encoder.
-    pub(crate) fn planes(&self) -> YUVSlices<'_> {
-        YUVSlices::new(
-            (&self.luma, &self.blue, &self.red),
-            (self.width, self.height),
-            (self.width, self.width / 2, self.width / 2),
-        )
+    /// Width and height, both even.
+    pub(crate) fn size(&self) -> (u16, u16) {
+        (self.width, self.height)
+    }
+
+    /// Brightness and both colours, with width and height of the first; the others have half of each.
+    pub(crate) fn planes(&self) -> ([&[u8]; 3], [i32; 2]) {
+        ([&self.luma, &self.blue, &self.red], [self.width.into(), self.height.into()])
     }
 }
 
