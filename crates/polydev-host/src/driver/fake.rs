@@ -26,7 +26,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-pub use self::agent::{FakeAgent, Files};
+pub use self::{
+    agent::{FakeAgent, Files},
+    desktop::FakeDesktop,
+};
 use super::{Driver, DriverInfo, STARTED};
 use crate::{
     agent::{ByteStream, Connector},

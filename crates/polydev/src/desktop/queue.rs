@@ -175,7 +175,8 @@ mod tests {
                     Step::Comes { key, bytes } => {
                         seq += 1;
                         let pushed = latest.push(frame(seq, key, bytes), Instant::now(), None);
-                        prop_assert!(!key || matches!(pushed, Pushed::Queued { .. }));
+                        let queued = matches!(pushed, Pushed::Queued { .. });
+                        prop_assert!(!key || queued);
                     }
                     Step::Taken => {
                         if let Some(Waiting { frame, .. }) = latest.pop() {

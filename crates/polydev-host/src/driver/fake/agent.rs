@@ -21,6 +21,7 @@ use tokio::{
 };
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 
+use super::desktop::FakeDesktop;
 use crate::agent::receive;
 
 /// A CLI user's files, shared by all VMs of that user.
@@ -34,18 +35,31 @@ pub struct FakeAgent {
     events: broadcast::Sender<AgentEvent>,
     opens: Mutex<Option<mpsc::Sender<Wanted>>>,
     drop_connection: broadcast::Sender<()>,
+    desktop: FakeDesktop,
 }
 
 impl FakeAgent {
     pub(super) fn new(files: Files) -> Self {
         let (events, _) = broadcast::channel(64);
         let (drop_connection, _) = broadcast::channel(1);
-        Self { files, requests: Mutex::default(), events, opens: Mutex::default(), drop_connection }
+        Self {
+            files,
+            requests: Mutex::default(),
+            events,
+            opens: Mutex::default(),
+            drop_connection,
+            desktop: FakeDesktop::new(),
+        }
     }
 
     /// What it was asked so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.requests).clone()
+    }
+
+    /// Its desktop program.
+    pub fn desktop(&self) -> &FakeDesktop {
+        &self.desktop
     }
 
     pub(super) fn emit(&self, event: AgentEvent) {
@@ -140,7 +154,7 @@ impl FakeAgent {
                 tokio::io::copy(&mut reader, &mut writer).await?;
                 writer.shutdown().await
             }
-            StreamHeader::Desktop => super::desktop::serve(stream).await,
+            StreamHeader::Desktop => self.desktop.serve(stream).await,
             StreamHeader::Pty { .. } => echo_terminal(stream).await,
             StreamHeader::Egress { .. } => Ok(()),
         }
