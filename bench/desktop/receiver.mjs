@@ -25,12 +25,17 @@ const FLAGS = [
 ];
 const HTML = `<!doctype html><meta charset="utf-8"><title>bench</title>
 <style>body{margin:0}video,canvas{display:block}</style><div id="screen"></div>`;
-const SCRIPTS = { vnc: "vnc.js", webrtc: "rtc.js", tcp: "rtc.js", websocket: "stream.js" };
+/** Our own lanes, by the names the viewer has for them. */
+const KINDS = { webrtc: "webrtc", tcp: "webrtc", websocket: "websocket" };
+const WISH_KEY = "polydev.lane";
+const CLICK_EVERY_MS = 317;
+const KEY_PAUSE_MS = 5;
 
 let browser = null;
 let page = null;
 /** Of the endpoint, as it names itself. */
 let udp = null;
+let clicking = null;
 /** What one-time links gave, since each works once. */
 const cookies = new Map();
 
@@ -64,17 +69,14 @@ function udpAddress(sdp) {
   return host && `${host}:${port}`;
 }
 
-async function offer(request, sdp) {
-  const { api, token, session } = request;
-  const response = await fetch(`${api}/api/webrtc/session/${session}/offer`, {
-    method: "POST",
-    headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
-    body: JSON.stringify({ sdp, role: "control" }),
-  });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(`offer: ${response.status} ${JSON.stringify(answer)}`);
-  udp = udpAddress(answer.answer.sdp);
-  return chooseCandidates(answer.answer.sdp, request);
+/** Answers the viewer's offer as the controller does, but for the way the stream is to take. */
+async function offer(route, request) {
+  const response = await route.fetch();
+  if (!response.ok()) return route.fulfill({ response });
+  const json = await response.json();
+  udp = udpAddress(json.answer.sdp);
+  json.answer.sdp = chooseCandidates(json.answer.sdp, request);
+  return route.fulfill({ response, json });
 }
 
 /** Makes the controller take the page for its own. */
@@ -85,6 +87,14 @@ async function enter(context, link) {
     cookies.set(link, await context.cookies());
   }
   await context.addCookies(cookies.get(link));
+}
+
+/** Clicks as a person does, unless the last click has not been answered. */
+async function click() {
+  const clicked = page;
+  if (await clicked.evaluate(() => lane.meter.waits)) return;
+  await clicked.mouse.down();
+  await clicked.mouse.up();
 }
 
 const actions = {
@@ -101,41 +111,49 @@ const actions = {
     page.on("pageerror", (error) => process.stderr.write(`page: ${error.message}\n`));
     const origin = request.origin ?? NOWHERE;
     await page.route((url) => url.origin === origin && (url.pathname.startsWith(PAGE) || url.pathname.startsWith("/novnc/")), serve);
-    for (const script of ["barcode.js", "meter.js", "socket.js"]) await page.addInitScript({ path: join(here, "page", script) });
-    await page.exposeFunction("signal", (sdp) => offer(request, sdp));
+    await page.route((url) => url.pathname.endsWith("/offer"), (route) => offer(route, request));
+    if (request.relay || request.lane === "tcp") {
+      // No way around.
+      await page.route((url) => url.pathname === "/api/webrtc/ice-servers", (route) => route.fulfill({ json: { success: true, iceServers: [] } }));
+    }
+    for (const script of ["barcode.js", "meter.js", "probe.js"]) await page.addInitScript({ path: join(here, "page", script) });
+    if (!request.anyLane) await page.addInitScript(([key, kind]) => localStorage.setItem(key, kind), [WISH_KEY, KINDS[request.lane] ?? "vnc"]);
     await page.goto(origin + PAGE);
     await page.evaluate(
       async ([script, request]) => {
         const { open } = await import(script);
         globalThis.lane = await open(request);
       },
-      [PAGE + SCRIPTS[request.lane], { url: request.url }],
+      [`${PAGE}${KINDS[request.lane] ? "product" : "vnc"}.js`, { url: request.url, session: request.session, size: request.size }],
     );
-    return { udp, ...(await actions.picture(request)) };
+    return { ...(await actions.picture(request)), udp };
   },
 
-  /** Waits for a picture of that size; tells how long after the asking the first one came. */
-  async picture({ size: [width, height] }) {
-    const fits = ([width, height]) => {
+  /** Waits for a picture of that size; tells how long after the asking the first one came, and by which lane. */
+  async picture({ lane: wanted, size, anyLane }) {
+    const kind = anyLane ? null : (KINDS[wanted] ?? "vnc");
+    const fits = ([kind, [width, height]]) => {
       if (lane.ended) throw new Error(lane.ended);
       const [w, h] = lane.size();
-      return lane.meter.firstAt !== null && (width === null || (w === width && h === height));
+      return lane.meter.firstAt !== null && w === width && h === height && (kind === null || lane.kind() === kind);
     };
     try {
-      await page.waitForFunction(fits, [width, height], { polling: 20, timeout: PICTURE_LIMIT_MS });
+      await page.waitForFunction(fits, [kind, size], { polling: 20, timeout: PICTURE_LIMIT_MS });
     } catch (error) {
-      const size = await page.evaluate(() => lane.size());
-      throw new Error(`no picture of ${width}x${height}: it is ${size.join("x")}: ${error.message}`);
+      const is = await page.evaluate(() => `${lane.kind()} ${lane.size().join("x")}`);
+      throw new Error(`no picture of ${size.join("x")}: there is ${is}: ${error.message}`);
     }
-    return page.evaluate(() => ({ firstPictureMs: lane.meter.firstAt - (lane.askedAt ?? lane.meter.firstAt), role: lane.role }));
+    return page.evaluate(() => ({ firstPictureMs: lane.meter.firstAt - (lane.askedAt ?? lane.meter.firstAt), kind: lane.kind() }));
   },
 
-  async words({ words }) {
-    await page.evaluate((words) => lane.words(words), words);
-  },
-
+  /** Opens a page in the desktop's browser as a person does. */
   async visit({ url }) {
-    await page.evaluate((url) => lane.openPage(url), url);
+    await page.evaluate(() => lane.focus());
+    await page.keyboard.press("Control+l", { delay: KEY_PAUSE_MS });
+    await page.keyboard.type(url, { delay: KEY_PAUSE_MS });
+    // What the address bar adds of its own is not meant.
+    await page.keyboard.press("Delete", { delay: KEY_PAUSE_MS });
+    await page.keyboard.press("Enter", { delay: KEY_PAUSE_MS });
   },
 
   async start() {
@@ -144,16 +162,20 @@ const actions = {
       lane.before = { bytes: await lane.bytes(), ...(await lane.figures()) };
       lane.meter.start();
     });
+    const { x, y } = await page.evaluate(() => TARGET);
+    await page.mouse.move(x, y);
+    clicking = setInterval(() => void click().catch(() => {}), CLICK_EVERY_MS);
   },
 
   async stop() {
+    clearInterval(clicking);
     return page.evaluate(async () => {
       if (lane.ended) throw new Error(lane.ended);
       const seen = lane.meter.stop();
       const after = { bytes: await lane.bytes(), ...(await lane.figures()) };
       const { before } = lane;
       const grown = Object.entries(after).filter(([name, value]) => typeof value === "number" && typeof before[name] === "number");
-      return { ...seen, grown: Object.fromEntries(grown.map(([name, value]) => [name, value - before[name]])), protocol: after.protocol, roundTripMs: after.roundTripMs, stats: lane.stats };
+      return { ...seen, grown: Object.fromEntries(grown.map(([name, value]) => [name, value - before[name]])), path: lane.path?.() ?? null, hub: lane.hub ?? null };
     });
   },
 
@@ -166,6 +188,7 @@ const actions = {
   },
 
   async close() {
+    clearInterval(clicking);
     const closing = browser;
     browser = page = null;
     await closing?.close();

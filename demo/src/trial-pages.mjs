@@ -109,6 +109,7 @@ function step(now) {
   }
   requestAnimationFrame(step);
 }
-if (!new URLSearchParams(location.search).has("still")) requestAnimationFrame(step);
+if (new URLSearchParams(location.search).has("still")) document.title = "Still (polydev demo)";
+else requestAnimationFrame(step);
 </script></body></html>
 `;

@@ -30,7 +30,8 @@ const PACKAGES: [(&str, &str); 17] = [
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 ];
 /// The person in the end-to-end tests, and a display with real keyboard layouts to sit at.
-const TEST_PACKAGES: [(&str, &str); 4] = [
+const TEST_PACKAGES: [(&str, &str); 5] = [
+    (TURN_CLIENT, "coturn"),
     ("/usr/bin/chromium", "chromium"),
     ("/usr/bin/Xvfb", "xvfb"),
     ("/usr/bin/xdotool", "xdotool"),
@@ -44,6 +45,9 @@ const BENCH_PACKAGES: [(&str, &str); 5] = [
     ("/usr/bin/websockify", "websockify"),
     ("/usr/bin/openbox", "openbox"),
 ];
+/// The client tools come with a server, which must not run because of a test.
+const TURN_CLIENT: &str = "/usr/bin/turnutils_uclient";
+const TURN_SERVER_UNIT: &str = "coturn.service";
 /// The oldest Node that builds the web page.
 const NODE_MIN: [u32; 2] = [20, 19];
 /// The Node that is fetched where the machine has none or an older one.
@@ -56,7 +60,15 @@ pub(crate) fn packages() -> Result<()> {
 
 /// Debian packages for testing.
 pub(crate) fn test_packages() -> Result<()> {
-    install(&TEST_PACKAGES)
+    if fs::exists(TURN_CLIENT).unwrap_or(false) || !works("systemctl", &["--version"]) {
+        return install(&TEST_PACKAGES);
+    }
+    // A masked unit is not started by the package's scripts.
+    prepare(as_root("systemctl").args(["mask", "--runtime", "--quiet", TURN_SERVER_UNIT]))?;
+    let installed = install(&TEST_PACKAGES);
+    prepare(as_root("systemctl").args(["unmask", "--runtime", "--quiet", TURN_SERVER_UNIT]))?;
+    installed?;
+    prepare(as_root("systemctl").args(["disable", "--quiet", TURN_SERVER_UNIT]))
 }
 
 /// Debian packages for measuring beside other desktops.

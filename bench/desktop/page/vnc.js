@@ -1,21 +1,17 @@
 // A VNC server seen through noVNC.
 import RFB from "/novnc/core/rfb.js";
 
-const BUTTON = 1;
-
 /** Opens the desktop; gives the lane once it has been read. */
 export async function open({ url }) {
   const place = document.getElementById("screen");
   const rfb = new RFB(place, url, { shared: true });
   const lane = {
-    meter: new Meter((x, y) => {
-      for (const mask of [BUTTON, 0]) RFB.messages.pointerEvent(rfb._sock, x, y, mask);
-    }),
-    bytes: async () => globalThis.socketBytes,
+    meter: new Meter(),
+    kind: () => "vnc",
+    bytes: async () => socketBytes(),
     figures: async () => ({}),
     size: () => [rfb._canvas.width, rfb._canvas.height],
     ended: null,
-    close: () => rfb.disconnect(),
   };
   const drawn = watchCanvas(() => rfb._canvas, lane.meter);
   const display = rfb._display;

@@ -18,6 +18,7 @@ mod responder;
 
 use std::{
     fs,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::Path,
     time::{Duration, Instant},
@@ -45,6 +46,7 @@ use crate::{http::Api, run::step, setup, stack};
 const PAGE: &str = "/polydev-demo/scroll";
 const STILL_PAGE: &str = "/polydev-demo/scroll?still=1";
 const PAGE_TITLE: &str = "Scrolling (polydev demo)";
+const STILL_PAGE_TITLE: &str = "Still (polydev demo)";
 /// Pictures of the first seconds are not counted: programs start, rates settle.
 const SETTLE: Duration = Duration::from_secs(5);
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
@@ -124,6 +126,14 @@ impl Scene {
         match self {
             Self::Static => STILL_PAGE,
             Self::Busy => PAGE,
+        }
+    }
+
+    /// How its page's title begins.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Static => STILL_PAGE_TITLE,
+            Self::Busy => PAGE_TITLE,
         }
     }
 
@@ -266,7 +276,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let server = lane.server().context("the lane is a baseline")?;
         let page = format!("http://{}{}", demo.address, scene.page());
-        let desktop = Baseline::start(server, size, &page, PAGE_TITLE, self.place.0.path())?;
+        let desktop = Baseline::start(server, size, &page, scene.title(), self.place.0.path())?;
         let _shown = Signs::show(&desktop.display)?;
         let load = load();
         receiver.ask(
@@ -289,16 +299,20 @@ impl Run<'_> {
             for lane in self.options.lanes.iter().filter(|lane| lane.server().is_none()) {
                 let title = format!("{} {} {}", lane.name(), scene.name(), size.name());
                 step(&title, || {
-                    open(receiver, product, &sign_in, *lane, size, None)?;
+                    open(receiver, product, &sign_in, *lane, size, &Way::default())?;
                     visit(receiver, &sign_in.display, *scene)?;
                     let shown = Signs::show(&sign_in.display)?;
                     let load = load();
                     pause(SETTLE)?;
-                    let encoder = EncoderClock::start(product)?;
-                    let clocks = sign_in.clocks()?;
+                    let (before, clocks) = (Counters::read(product)?, sign_in.clocks()?);
                     let seen = receiver.look(self.options.time(*scene))?;
-                    let (used, encode_ms) = (clocks.used()?, encoder.ms_per_frame(product)?);
-                    let cell = Cell::new(*lane, *scene, size, seen, Work::Product { used, encode_ms }, load);
+                    let (used, after) = (clocks.used()?, Counters::read(product)?);
+                    let work = Work::Product {
+                        used,
+                        frames: after.frames - before.frames,
+                        encode: after.encode - before.encode,
+                    };
+                    let cell = Cell::new(*lane, *scene, size, seen, work, load);
                     self.cells.push(cell);
                     drop(shown);
                     if *lane == Lane::WebRtc && *scene == Scene::Static {
@@ -361,34 +375,40 @@ impl Signs {
     }
 }
 
-/// CPU of the encoder over all of the controller's desktops, as its metrics tell it.
-#[derive(Debug)]
-struct EncoderClock([f64; 2]);
+/// The controller's own counters, over all desktops.
+#[derive(Debug, Clone, Copy)]
+struct Counters {
+    /// Pictures that went to viewers.
+    frames: f64,
+    /// CPU seconds of the encoder.
+    encode: f64,
+}
 
-impl EncoderClock {
-    const NAMES: [&str; 2] = ["polydev_desktop_encode_cpu_seconds_total", "polydev_desktop_frames_total"];
-
-    fn start(product: &Product) -> Result<Self> {
-        Ok(Self(Self::NAMES.map(|_| 0.0))).and_then(|zero: Self| Ok(Self(zero.read(product)?)))
-    }
-
-    fn read(&self, product: &Product) -> Result<[f64; 2]> {
+impl Counters {
+    fn read(product: &Product) -> Result<Self> {
         let text = product.stack().api.text("/metrics")?;
-        Ok(Self::NAMES.map(|name| {
+        let sum = |name: &str| {
             let lines = text.lines().filter(|line| line.starts_with(name));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-        }))
-    }
-
-    fn ms_per_frame(&self, product: &Product) -> Result<Option<f64>> {
-        let [cpu, frames] = self.read(product)?;
-        let frames = frames - self.0[1];
-        Ok((frames > 0.0).then(|| 1000.0 * (cpu - self.0[0]) / frames))
+        };
+        Ok(Self {
+            frames: sum("polydev_desktop_frames_total"),
+            encode: sum("polydev_desktop_guest_encode_cpu_seconds_total"),
+        })
     }
 }
 
 /// The person's browser.
 const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// What else is to hold for a lane.
+#[derive(Debug, Default)]
+struct Way {
+    /// Stands between the page and the endpoint's UDP port.
+    relay: Option<SocketAddr>,
+    /// The viewer chooses its lane itself.
+    any_lane: bool,
+}
 
 /// Opens one of our lanes with the control of a desktop, which becomes that large.
 fn open(
@@ -397,36 +417,29 @@ fn open(
     sign_in: &SignIn,
     lane: Lane,
     size: Size,
-    relay: Option<Value>,
+    way: &Way,
 ) -> Result<Value> {
-    let api = &product.stack().api;
-    let mut request = json!({
-        "lane": lane.name(),
-        "api": format!("http://{}", api.address),
-        "token": api.token,
-        "session": sign_in.id,
-        "size": [null, null],
-        "chromium": CHROMIUM,
-        "relay": relay,
-    });
-    if lane == Lane::WebSocket {
-        request["url"] = json!(format!("ws://{}/api/stream/{}?role=control", api.address, sign_in.id));
-        request["origin"] = json!(format!("http://{}", api.address));
-        request["link"] = json!(product.stack().link);
-    }
-    let opened = receiver.ask("open", request)?;
-    let (width, height) = size.sides();
-    let resize = json!({ "type": "resize", "width": width, "height": height, "scale": 100 });
-    receiver.ask("words", json!({ "words": resize }))?;
-    receiver.ask("picture", json!({ "size": sides(size) }))?;
-    Ok(opened)
+    let stack = product.stack();
+    receiver.ask(
+        "open",
+        json!({
+            "lane": lane.name(),
+            "session": sign_in.id,
+            "size": sides(size),
+            "origin": format!("http://{}", stack.api.address),
+            "link": stack.link,
+            "chromium": CHROMIUM,
+            "relay": way.relay.map(|relay| json!({ "address": relay.to_string(), "keepTcp": way.any_lane })),
+            "anyLane": way.any_lane,
+        }),
+    )
 }
 
 /// Opens a scene's page as a person does, by the keys of the lane that is open.
 fn visit(receiver: &mut Receiver, display: &Display, scene: Scene) -> Result<()> {
     receiver.ask("visit", json!({ "url": Product::guest_page(scene.page()) }))?;
     let began = Instant::now();
-    while !display.shows_window(PAGE_TITLE) {
+    while !display.shows_window(scene.title()) {
         if began.elapsed() > PAGE_LIMIT {
             bail!("the guest's browser does not show the page within {} s", PAGE_LIMIT.as_secs());
         }

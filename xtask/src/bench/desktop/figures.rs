@@ -35,7 +35,10 @@ pub(super) struct Cell {
     pub(super) encode_cpu_ms_per_frame: Option<f64>,
     /// What the page's browser counted meanwhile.
     browser: serde_json::Value,
-    transport: Option<String>,
+    /// What the viewer says it uses.
+    path: Option<String>,
+    /// The last figures of the controller that the viewer got.
+    hub: serde_json::Value,
     /// 1-minute average of runnable processes, before.
     load: f64,
     #[serde(skip)]
@@ -67,8 +70,8 @@ pub(super) struct Spread {
 pub(super) enum Work {
     /// CPU seconds of a VNC server and its bridge.
     Baseline(f64),
-    /// CPU of our parts, and of the encoder.
-    Product { used: Used, encode_ms: Option<f64> },
+    /// CPU of our parts, frames that went out, CPU seconds of the encoder.
+    Product { used: Used, frames: f64, encode: f64 },
 }
 
 impl Spread {
@@ -87,18 +90,17 @@ impl Spread {
 impl Cell {
     pub(super) fn new(lane: Lane, scene: Scene, size: Size, seen: Seen, work: Work, load: f64) -> Self {
         let share = |seconds: f64| 100.0 * seconds / seen.seconds;
-        let frames = seen.grown["framesReceived"].as_f64().filter(|frames| *frames > 0.0);
         let (total, parts, streamer_ms, encode_ms) = match work {
             Work::Baseline(seconds) => (seconds, None, None, None),
-            Work::Product { used, encode_ms } => (
+            Work::Product { used, frames, encode } => (
                 used.total(),
                 Some(Parts {
                     streamer: share(used.streamer),
                     agent: share(used.agent),
                     controller: share(used.controller),
                 }),
-                frames.map(|frames| 1000.0 * used.streamer / frames),
-                encode_ms,
+                (frames > 0.0).then(|| 1000.0 * used.streamer / frames),
+                (frames > 0.0).then(|| 1000.0 * encode / frames),
             ),
         };
         Self {
@@ -116,7 +118,8 @@ impl Cell {
             streamer_cpu_ms_per_frame: streamer_ms,
             encode_cpu_ms_per_frame: encode_ms,
             browser: seen.grown,
-            transport: seen.protocol,
+            path: seen.path,
+            hub: seen.hub,
             load,
             ages: seen.ages,
             clicks: seen.clicks,

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{
-    Lane, Options, SETTLE, Scene, Signs, Size, interrupt::pause, open, product::Product, receiver::Receiver,
-    visit,
+    Lane, Options, SETTLE, Scene, Signs, Size, Way, interrupt::pause, open, product::Product,
+    receiver::Receiver, visit,
 };
 use crate::{
     bench::Row,
@@ -28,18 +28,17 @@ pub(super) fn measure(receiver: &mut Receiver, product: &Product, options: &Opti
     let sign_in = product.sign_in("bench-network")?;
     let mut rows = Vec::new();
     // The answer to an offer names the endpoint.
-    let opened = open(receiver, product, &sign_in, Lane::WebRtc, Size::Hd, None)?;
+    let opened = open(receiver, product, &sign_in, Lane::WebRtc, Size::Hd, &Way::default())?;
     let endpoint = opened["udp"].as_str().context("the answer has a UDP candidate")?;
     let endpoint: SocketAddr = endpoint.parse().context("the endpoint's address")?;
     let relay_with =
         |conditions| Relay::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), endpoint, conditions, SEED);
-    let through =
-        |relay: &Relay, keep_tcp| json!({ "address": relay.address.to_string(), "keepTcp": keep_tcp });
+    let through = |relay: &Relay, any_lane| Way { relay: Some(relay.address), any_lane };
 
     step("webrtc with 60 ms round trip and 2 % loss", || {
         let relay = relay_with(Conditions { loss_percent: 0.0, ..LOSSY })?;
         let way = through(&relay, false);
-        open(receiver, product, &sign_in, Lane::WebRtc, Size::Hd, Some(way))?;
+        open(receiver, product, &sign_in, Lane::WebRtc, Size::Hd, &way)?;
         visit(receiver, &sign_in.display, Scene::Busy)?;
         let _shown = Signs::show(&sign_in.display)?;
         relay.set(LOSSY);
@@ -62,8 +61,9 @@ pub(super) fn measure(receiver: &mut Receiver, product: &Product, options: &Opti
         rows.extend(Row::of(name("click to picture"), "ms", &seen.clicks, None));
         rows.extend(Row::of(name("clicks never seen"), "", &[seen.missed as f64], None));
         rows.extend(Row::of(name("packets lost"), "%", &[100.0 * lost / offered], None));
-        for (field, count) in
-            ["nackCount", "pliCount", "keyFramesDecoded", "retransmitted"].into_iter().filter_map(grown)
+        for (field, count) in ["nackCount", "pliCount", "keyFramesDecoded", "retransmittedPacketsReceived"]
+            .into_iter()
+            .filter_map(grown)
         {
             rows.extend(Row::of(name(&field), "", &[count], None));
         }
@@ -71,10 +71,11 @@ pub(super) fn measure(receiver: &mut Receiver, product: &Product, options: &Opti
     })?;
     step("webrtc with UDP blocked", || {
         let relay = relay_with(BLOCKED)?;
-        let opened = open(receiver, product, &sign_in, Lane::WebRtc, Size::Hd, Some(through(&relay, true)))?;
+        let opened = open(receiver, product, &sign_in, Lane::WebRtc, Size::Hd, &through(&relay, true))?;
         let first = opened["firstPictureMs"].as_f64().context("the receiver tells when the picture came")?;
         receiver.ask("close", json!({}))?;
-        let name = "UDP blocked: offer to first picture by ICE-TCP";
+        let lane = opened["kind"].as_str().unwrap_or("?");
+        let name = format!("UDP blocked: opening to first picture, by {lane}");
         rows.extend(Row::of(name, "ms", &[first], Some(FIRST_PICTURE_MS)));
         Ok::<_, anyhow::Error>(())
     })?;

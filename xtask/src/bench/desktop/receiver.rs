@@ -45,9 +45,10 @@ pub(super) struct Seen {
     pub(super) gaps: Vec<f64>,
     /// What grew meanwhile: bytes, and the browser's own counters.
     pub(super) grown: Value,
-    /// Of the connection in use.
-    #[serde(default)]
-    pub(super) protocol: Option<String>,
+    /// What the viewer says it uses.
+    pub(super) path: Option<String>,
+    /// The last figures of the controller that the viewer got.
+    pub(super) hub: Value,
 }
 
 impl Receiver {
