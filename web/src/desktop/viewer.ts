@@ -80,6 +80,8 @@ interface Open {
   hello: boolean;
   hasPicture: boolean;
   handingOver: ReturnType<typeof setTimeout> | undefined;
+  /** The lane before it was told to hand the control over. */
+  asked: boolean;
   token: string | null;
   repairing: boolean;
   interrupted: boolean;
@@ -253,6 +255,7 @@ export class DesktopViewer {
       hello: false,
       hasPicture: false,
       handingOver: undefined,
+      asked: false,
       token: null,
       repairing: false,
       interrupted: false,
@@ -288,7 +291,8 @@ export class DesktopViewer {
     open.handingOver ??= setTimeout(() => {
       if (this.opens.get(kind) === open && this.front !== open) this.run(this.plan.opened(kind, performance.now()));
     }, HAND_OVER_MS);
-    if (moves && open.viewer !== null) {
+    if (moves && open.viewer !== null && !open.asked) {
+      open.asked = true;
       this.input.releaseAll();
       holder.lane.say({ type: "releaseControl", to: open.viewer });
     }
