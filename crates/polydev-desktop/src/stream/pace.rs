@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 const REFINE: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(100));
 /// How often at most.
 const REFINE_MAX: u8 = 5;
-/// A refinement of so few bytes had nothing to add, and nor will the next one.
+/// A refinement of so few bytes had nothing to add, and nor will the next one; a change of so few bytes in a picture that
+/// was sharp, a caret that blinks, is sharp at once.
 const REFINED_BYTES: usize = 600;
 /// Receivers ask for a keyframe when they see nothing for much longer.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -34,6 +35,8 @@ pub(crate) struct Pace {
     early: bool,
     refines_left: u8,
     refined: bool,
+    /// The picture was refined as far as it goes.
+    sharp: bool,
 }
 
 impl Pace {
@@ -47,6 +50,7 @@ impl Pace {
             early: false,
             refines_left: 0,
             refined: false,
+            sharp: false,
         };
         pace.set_fps(fps);
         pace.last = now.checked_sub(pace.interval).unwrap_or(now);
@@ -93,13 +97,15 @@ impl Pace {
         match purpose {
             Purpose::Change => {
                 self.early = began < self.last + self.interval;
-                self.refines_left = REFINE_MAX;
+                let sharp = self.sharp && bytes <= REFINED_BYTES;
+                (self.sharp, self.refines_left) = (sharp, if sharp { 0 } else { REFINE_MAX });
                 self.refined = false;
                 self.changed = false;
                 self.input = false;
             }
             Purpose::Refine => {
                 self.refines_left = if bytes <= REFINED_BYTES { 0 } else { self.refines_left - 1 };
+                self.sharp = self.refines_left == 0;
                 self.refined = true;
             }
             Purpose::KeepAlive => {}
@@ -158,6 +164,21 @@ mod tests {
         assert_eq!(pace.next(), (Purpose::KeepAlive, at - ms(100) + KEEP_ALIVE));
         pace.made(Purpose::KeepAlive, at + ms(900), 200);
         assert_eq!(pace.next(), (Purpose::KeepAlive, at + ms(1900)));
+    }
+
+    #[test]
+    fn a_caret_that_blinks_in_a_sharp_picture_is_not_refined() {
+        let (mut pace, start) = pace();
+        pace.made(Purpose::Refine, start + ms(150), REFINED_BYTES);
+        for beat in 1..4 {
+            let at = start + ms(500 * beat);
+            pace.changed();
+            pace.made(Purpose::Change, at, REFINED_BYTES);
+            assert_eq!(pace.next(), (Purpose::KeepAlive, at + KEEP_ALIVE));
+        }
+        pace.changed();
+        pace.made(Purpose::Change, start + ms(2000), LARGE);
+        assert_eq!(pace.next(), (Purpose::Refine, start + ms(2150)));
     }
 
     #[test]
