@@ -4,6 +4,7 @@ mod bench;
 mod compile;
 mod http;
 mod leaks;
+mod python;
 mod random;
 mod relay;
 mod repo;

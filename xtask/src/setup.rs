@@ -30,7 +30,8 @@ const PACKAGES: [(&str, &str); 17] = [
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 ];
 /// The person in the end-to-end tests, and a display with real keyboard layouts to sit at.
-const TEST_PACKAGES: [(&str, &str); 5] = [
+const TEST_PACKAGES: [(&str, &str); 6] = [
+    ("/usr/share/doc/python3-venv/copyright", "python3-venv"),
     (TURN_CLIENT, "coturn"),
     ("/usr/bin/chromium", "chromium"),
     ("/usr/bin/Xvfb", "xvfb"),

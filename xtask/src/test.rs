@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     compile::{self, Guest, Profile},
     leaks::{MARK, Machine, mark},
-    repo,
+    python, repo,
     run::{cargo, run, seconds, step},
     setup, tidy,
 };
@@ -116,6 +116,7 @@ fn licences() -> Result<()> {
 
 fn e2e(polydev: &Path, guest: &Guest, arguments: &[String]) -> Result<()> {
     setup::npm_modules("e2e")?;
+    let python = python::interpreter()?;
     step("end-to-end tests", || {
         let mut npm = setup::with_node("npm");
         npm.args(["run", "--silent", "test", "--"]).args(arguments).current_dir(repo::root().join("e2e"));
@@ -123,6 +124,7 @@ fn e2e(polydev: &Path, guest: &Guest, arguments: &[String]) -> Result<()> {
         npm.env("POLYDEV_E2E_AGENT", &guest.agent);
         npm.env("POLYDEV_E2E_DESKTOP", &guest.desktop);
         npm.env("POLYDEV_E2E_IMAGES", repo::image_dir());
+        npm.env("POLYDEV_E2E_PYTHON", &python);
         run(npm.env(MARK, mark()))
     })
 }
