@@ -164,8 +164,7 @@ impl Screen {
 
     fn frame(&mut self, key: bool, bytes: usize) -> Frame {
         self.seq += 1;
-        let mut data = self.seq.to_be_bytes().to_vec();
-        data.resize(bytes.max(data.len()), 0);
+        let data = picture(key, self.seq, bytes);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         Frame {
             key,
@@ -179,6 +178,18 @@ impl Screen {
             data,
         }
     }
+}
+
+/// The units of an H.264 picture (Annex B) of at least so many bytes, but with its number as text in place of what would
+/// be a picture. As in a real stream, a keyframe begins with parameter sets.
+fn picture(key: bool, seq: u32, bytes: usize) -> Vec<u8> {
+    const PARAMETER_SETS: &[u8] = b"\0\0\0\x01\x67\x42\xe0\x1f\x8c\0\0\0\x01\x68\xce\x3c\x80";
+    let (before, unit): (&[u8], u8) = if key { (PARAMETER_SETS, 0x65) } else { (&[], 0x41) };
+    let number = format!("picture {seq} ");
+    let mut data = [before, &[0, 0, 0, 1, unit], number.as_bytes()].concat();
+    // Zeros could look like the beginning of another unit.
+    data.resize(bytes.max(data.len()), b'.');
+    data
 }
 
 async fn tell(stream: &mut Compat<yamux::Stream>, message: &FromDesktop) -> io::Result<()> {
