@@ -9,6 +9,7 @@ mod body;
 mod credentials;
 mod guard;
 mod health;
+mod ice_servers;
 mod input;
 mod limiter;
 mod open;
@@ -80,7 +81,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::cancel))
         .routes(routes!(input::input))
         .routes(routes!(vnc::vnc))
-        .routes(routes!(webrtc::ice_servers))
+        .routes(routes!(ice_servers::ice_servers))
         .routes(routes!(webrtc::offer, webrtc::last_offer))
         .routes(routes!(webrtc::last_answer, webrtc::answer))
         .routes(routes!(webrtc::candidates, webrtc::add_candidates))

@@ -19,7 +19,7 @@ use crate::{
     cleaner::Cleaner,
     clock::Clock,
     config::Config,
-    desktop::{self, Desktops, webrtc::Endpoint},
+    desktop::{self, Desktops, turn::Turn, webrtc::Endpoint},
     egress::Egress,
     guest_places,
     machines::Machines,
@@ -60,6 +60,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Where desktops are watched over WebRTC.
     pub endpoint: Endpoint,
+    /// STUN and TURN for those who cannot reach it.
+    pub turn: Turn,
 }
 
 /// The controller.
@@ -88,6 +90,8 @@ pub struct App {
     pub desktops: Desktops,
     /// Where they are watched over WebRTC.
     pub endpoint: Endpoint,
+    /// STUN and TURN for those who cannot reach it.
+    pub turn: Turn,
     /// CLI VMs.
     pub workspaces: Workspaces,
     /// Removes VMs.
@@ -114,6 +118,7 @@ impl App {
             access,
             limits,
             endpoint,
+            turn,
         } = parts;
         let (vault, providers) = (Arc::new(vault), Arc::new(providers));
         let slots = Slots::new(usize::from(config.vms.slots), config.limits.queue_max);
@@ -145,6 +150,7 @@ impl App {
             limits,
             base_url: access.base_url(),
         });
+        turn.relay_to_endpoint(endpoint.announced());
         let limiter = RateLimiter::new(config.limits.clone());
         let stop = CancellationToken::new();
         let desktops = Desktops::new(desktop::Parts {
@@ -168,6 +174,7 @@ impl App {
             sessions,
             desktops,
             endpoint,
+            turn,
             workspaces,
             cleaner,
             stop,
@@ -204,6 +211,7 @@ impl App {
         self.tasks.wait().await;
         self.desktops.ended().await;
         self.endpoint.close().await;
+        self.turn.shut_down().await;
         self.store.close().await;
     }
 

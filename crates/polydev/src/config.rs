@@ -9,6 +9,7 @@ mod limits;
 mod paths;
 mod server;
 mod source;
+mod turn;
 mod vms;
 
 use std::{ffi::OsString, path::PathBuf};
@@ -18,6 +19,7 @@ pub use limits::LimitsConfig;
 pub use paths::PathsConfig;
 pub use server::ServerConfig;
 pub use source::Settings;
+pub use turn::{RelayTo, TurnConfig, TurnListen, TurnTls};
 pub use vms::{EgressPolicy, VmSize, VmsConfig};
 
 /// Everything the controller needs to know, checked.
@@ -31,6 +33,8 @@ pub struct Config {
     pub vms: VmsConfig,
     /// How desktops are shown.
     pub desktop: DesktopConfig,
+    /// STUN and TURN.
+    pub turn: TurnConfig,
     /// How much a caller may do.
     pub limits: LimitsConfig,
 }
@@ -74,6 +78,7 @@ impl Config {
         let config = Config {
             paths: PathsConfig::read(&mut settings),
             desktop: DesktopConfig::read(&mut settings, server.listen),
+            turn: TurnConfig::read(&mut settings, &server),
             server,
             vms: VmsConfig::read(&mut settings),
             limits: LimitsConfig::read(&mut settings),

@@ -23,6 +23,7 @@ mod seat;
 mod size;
 mod stats;
 pub mod talk;
+pub mod turn;
 mod viewer;
 pub mod webrtc;
 mod words;

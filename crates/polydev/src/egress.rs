@@ -22,6 +22,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::config::EgressPolicy;
 
+pub(crate) use public::is_public;
 pub use routes::{RouteError, Routes};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);

@@ -27,7 +27,10 @@ use crate::{
     app::{App, Parts, RecoverError},
     clock::Clock,
     config::Config,
-    desktop::webrtc::{Endpoint, EndpointError},
+    desktop::{
+        turn::{Turn, TurnError},
+        webrtc::{Endpoint, EndpointError},
+    },
     egress::{Egress, RouteError},
     machines::{Machines, Unavailable},
     store::{Store, StoreError},
@@ -86,6 +89,9 @@ pub(crate) enum ServeError {
     /// Where desktops are watched.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// STUN and TURN.
+    #[error(transparent)]
+    Turn(#[from] TurnError),
     /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -104,6 +110,7 @@ impl ServeError {
             Self::NotLoopback(_) => "polydev listens on 127.0.0.1 or [::1] only",
             Self::Listen { .. } => "is another polydev running? give another --listen",
             Self::Endpoint(EndpointError::Listen { .. }) => "give another address with POLYDEV_DESKTOP_LISTEN",
+            Self::Turn(_) => "correct the settings in [turn], or turn it off with POLYDEV_TURN_LISTEN=off",
             Self::Busy(_) => "give another --data-dir",
             Self::Vault(_) => "see the vault's chapter of the operator's guide before you remove a key file",
             Self::Providers(_) => "correct the files in --providers-dir",
@@ -202,6 +209,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let clock = Clock::System;
     let endpoint = Endpoint::open(&config.desktop)?;
     let media = endpoint.address();
+    let turn = Turn::open(&config.turn, &config.paths.data_dir, clock)?;
     let app = App::new(Parts {
         config,
         listen,
@@ -214,6 +222,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         access,
         limits,
         endpoint,
+        turn,
     });
     app.recover().await?;
     // Not before: what is being made there belongs to no session, so recovering would take it for a leftover.

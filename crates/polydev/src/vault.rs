@@ -22,8 +22,8 @@ use polydev_core::ids::{CredentialId, ProviderId, UserId};
 use zeroize::Zeroizing;
 
 pub use bundle::Bundle;
-pub(crate) use master::create_secret;
 pub use master::{KeySource, MasterKeys};
+pub(crate) use master::{create_secret, hex};
 pub use rotate::reseal_all;
 
 use cipher::{Key, NONCE_LEN, TAG_LEN};

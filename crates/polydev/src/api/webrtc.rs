@@ -151,20 +151,6 @@ pub(super) struct WhichViewer {
     viewer_id: Option<u32>,
 }
 
-/// ICE servers.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct IceServers {
-    success: bool,
-    ice_servers: Vec<String>,
-}
-
-/// Lists ICE servers.
-#[utoipa::path(get, path = "/api/webrtc/ice-servers", tag = "stream", responses((status = 200, body = IceServers)))]
-pub(super) async fn ice_servers() -> Json<IceServers> {
-    Json(IceServers { success: true, ice_servers: Vec::new() })
-}
-
 /// Answers an offer to watch the live browser. The same offer again gets the same answer.
 #[utoipa::path(
     post, path = "/api/webrtc/session/{id}/offer", tag = "stream", params(("id" = String, Path)),

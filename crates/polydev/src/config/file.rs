@@ -42,6 +42,22 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("limits", "queue", "queue_max"),
     ("limits", "queue_wait_s", "queue_wait_s"),
     ("limits", "websockets_per_vm", "websockets_per_vm"),
+    ("turn", "listen", "turn_listen"),
+    ("turn", "public_address", "turn_public_address"),
+    ("turn", "secret_file", "turn_secret_file"),
+    ("turn", "realm", "turn_realm"),
+    ("turn", "ttl_s", "turn_ttl_s"),
+    ("turn", "certificate_file", "turn_certificate_file"),
+    ("turn", "key_file", "turn_key_file"),
+    ("turn", "tls_listen", "turn_tls_listen"),
+    ("turn", "tls_name", "turn_tls_name"),
+    ("turn", "relay_to", "turn_relay_to"),
+    ("turn", "allocations_max", "turn_allocations_max"),
+    ("turn", "allocations_per_user_max", "turn_allocations_per_user_max"),
+    ("turn", "connections_max", "turn_connections_max"),
+    ("turn", "kbps_max", "turn_kbps_max"),
+    ("turn", "datagrams_per_s", "turn_datagrams_per_s"),
+    ("turn", "ice_servers_file", "turn_ice_servers_file"),
 ];
 
 /// The setting of that name, when there is one.

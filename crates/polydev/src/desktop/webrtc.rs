@@ -221,6 +221,14 @@ impl Endpoint {
         self.shared.address
     }
 
+    /// Gives the addresses that pages are told, as they are at the time, for whoever relays to them.
+    pub fn announced(&self) -> Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync> {
+        let (address, public) = (self.shared.address, self.shared.public.clone());
+        Arc::new(move || {
+            Announced::now(address, &public).candidates().iter().map(|candidate| candidate.addr()).collect()
+        })
+    }
+
     /// How many viewers it has.
     pub fn viewers(&self) -> usize {
         self.shared.table().seated.len()

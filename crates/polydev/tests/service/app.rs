@@ -13,7 +13,7 @@ use polydev::{
     app::{App, Parts},
     clock::Clock,
     config::{Config, EgressPolicy},
-    desktop::webrtc::Endpoint,
+    desktop::{turn::Turn, webrtc::Endpoint},
     egress::Egress,
     machines::{Machines, Unavailable},
     store::Store,
@@ -329,9 +329,12 @@ impl Builder {
         let Self { slots, flags, limits, dir, driver, image_missing } = self;
         let dir = dir.unwrap_or_else(|| TempDir::new().unwrap());
         let place = |name: &str| dir.path().join(name);
-        let own = [("slots", slots.to_string()), ("desktop_listen", "127.0.0.1:0".to_owned())];
+        let any_port = "127.0.0.1:0".to_owned();
+        let own =
+            [("slots", slots.to_string()), ("desktop_listen", any_port.clone()), ("turn_listen", any_port)];
         let config = Config::load(None, [], own.into_iter().chain(flags)).unwrap();
         let endpoint = Endpoint::open(&config.desktop).unwrap();
+        let turn = Turn::open(&config.turn, dir.path(), Clock::System).unwrap();
         let egress = Arc::new(Egress::open(None, EgressPolicy::Deny).unwrap());
         let host = HostConfig {
             driver: Default::default(),
@@ -368,6 +371,7 @@ impl Builder {
             access,
             limits,
             endpoint,
+            turn,
         });
         app.recover().await.unwrap();
         let token = std::fs::read_to_string(token_file).unwrap().trim().to_owned();

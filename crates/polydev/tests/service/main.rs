@@ -8,3 +8,6 @@ mod openapi;
 mod restart;
 mod sign_in;
 mod sockets;
+mod turn;
+mod turn_client;
+mod turn_coturn;
