@@ -126,7 +126,11 @@ fn rename_lock_in(profile: &Path, hostname: &str) -> io::Result<()> {
 
 pub(crate) fn environment() -> BTreeMap<String, String> {
     let mut env = base_env(&BROWSER_USER);
-    for (name, value) in [("DISPLAY", DISPLAY), ("XAUTHORITY", AUTHORITY), ("XDG_RUNTIME_DIR", PLACE)] {
+    // Characters arrive composed. GTK's own input method would take some of them for keys that begin a composition: it
+    // compares only 16 bits of a keysym.
+    let method = ("GTK_IM_MODULE", "gtk-im-context-none");
+    for (name, value) in [("DISPLAY", DISPLAY), ("XAUTHORITY", AUTHORITY), ("XDG_RUNTIME_DIR", PLACE), method]
+    {
         env.insert(name.to_owned(), value.to_owned());
     }
     env
