@@ -5,6 +5,8 @@ import { attachInput, type InputHandle } from "./input/attach";
 import { LanePlan, LANES, type LaneAction, type LaneKind, type Why, type Wish } from "./lanes";
 import { scalePercent, wantedSize, type Size } from "./geometry";
 import type { Lane, LaneContext, LaneHandlers } from "./lane";
+import { newOpen, type Open } from "./open";
+import { leaveToken, savedWish, saveWish, takeToken } from "./memory";
 import { inputToPicture, type Figures } from "./meter";
 import { refusedText } from "./present";
 import type { ClipboardPolicy, CursorMoved, CursorShape, HubStats, Role, ToViewer } from "./protocol";
@@ -71,30 +73,6 @@ const HAND_OVER_MS = 1_000;
 const TYPED_PASTE_MAX = 256;
 /** A soft keyboard takes at least this share of the height. */
 const KEYBOARD_SHARE = 0.2;
-const WISH_KEY = "polydev.lane";
-const RESUME_KEY = "polydev.desktop.resume.";
-
-/** A lane and what it has said so far. */
-interface Open {
-  lane: Lane;
-  hello: boolean;
-  hasPicture: boolean;
-  handingOver: ReturnType<typeof setTimeout> | undefined;
-  /** The lane before it was told to hand the control over. */
-  asked: boolean;
-  token: string | null;
-  repairing: boolean;
-  interrupted: boolean;
-  shape: CursorShape | null;
-  moved: CursorMoved | null;
-  role: Role;
-  mayControl: boolean;
-  viewer: number | null;
-  viewers: number;
-  clipboard: ClipboardPolicy;
-  size: Size;
-  hub: HubStats | null;
-}
 
 export class DesktopViewer {
   readonly input: InputHandle;
@@ -227,8 +205,8 @@ export class DesktopViewer {
     // A lane that is opened behind the picture is a viewer of its own until the control is handed over to it.
     const resume = this.front ? null : this.token;
     const context: LaneContext = { ...this.context, role: this.wishRole, resume };
-    const open: Open = {
-      lane: makeLane(kind, context, {
+    const open: Open = newOpen(
+      makeLane(kind, context, {
         connected: () => this.run(this.plan.connected(kind, performance.now())),
         picture: () => {
           open.hasPicture = true;
@@ -252,24 +230,8 @@ export class DesktopViewer {
           if (this.opens.get(kind) === open) this.run(this.plan.failed(kind, why, performance.now()));
         },
       }),
-      hello: false,
-      hasPicture: false,
-      handingOver: undefined,
-      asked: false,
-      token: null,
-      repairing: false,
-      interrupted: false,
-      shape: null,
-      moved: null,
-      // VNC knows no roles: who may open it may use it.
-      role: kind === "vnc" ? this.wishRole : "view",
-      mayControl: this.wishRole === "control",
-      viewer: null,
-      viewers: 1,
-      clipboard: "both",
-      size: { width: 0, height: 0 },
-      hub: null,
-    };
+      this.wishRole,
+    );
     this.opens.set(kind, open);
     this.stage.add(open.lane);
     open.lane.start();
@@ -563,41 +525,4 @@ function makeLane(kind: LaneKind, context: LaneContext, handlers: LaneHandlers):
 function supportedLanes(): ReadonlySet<LaneKind> {
   const has: Record<LaneKind, boolean> = { webrtc: hasWebRtc(), websocket: hasWebCodecs(), vnc: true };
   return new Set(LANES.filter((lane) => has[lane]));
-}
-
-// Storage can be forbidden; then nothing is remembered.
-
-function savedWish(): Wish {
-  try {
-    const saved = localStorage.getItem(WISH_KEY);
-    return LANES.find((lane) => lane === saved) ?? "auto";
-  } catch {
-    return "auto";
-  }
-}
-
-function saveWish(wish: Wish): void {
-  try {
-    localStorage.setItem(WISH_KEY, wish);
-  } catch {
-    return;
-  }
-}
-
-function takeToken(sessionId: string): string | null {
-  try {
-    const token = sessionStorage.getItem(RESUME_KEY + sessionId);
-    sessionStorage.removeItem(RESUME_KEY + sessionId);
-    return token;
-  } catch {
-    return null;
-  }
-}
-
-function leaveToken(sessionId: string, token: string | null): void {
-  try {
-    if (token !== null) sessionStorage.setItem(RESUME_KEY + sessionId, token);
-  } catch {
-    return;
-  }
 }
