@@ -12,11 +12,13 @@ mod health;
 mod ice_servers;
 mod input;
 mod limiter;
+mod metrics;
 mod open;
 pub mod problem;
 mod providers;
 mod session_events;
 mod sessions;
+mod stream;
 mod terminal;
 mod vms;
 mod vnc;
@@ -81,6 +83,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::cancel))
         .routes(routes!(input::input))
         .routes(routes!(vnc::vnc))
+        .routes(routes!(stream::stream))
         .routes(routes!(ice_servers::ice_servers))
         .routes(routes!(webrtc::offer, webrtc::last_offer))
         .routes(routes!(webrtc::last_answer, webrtc::answer))
@@ -91,6 +94,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(terminal::terminal))
         .routes(routes!(credentials::list))
         .routes(routes!(credentials::delete))
+        .routes(routes!(metrics::metrics))
 }
 
 /// The OpenAPI document as it is committed under `openapi/`.

@@ -10,14 +10,16 @@ use std::{
     time::Duration,
 };
 
+use axum::serve::ListenerExt;
 use polydev_core::{
     provider::{Faults, ProviderSet},
     session::Limits,
 };
 use polydev_host::{Host, HostConfig, HostError};
 use rust_embed::RustEmbed;
+use socket2::SockRef;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
@@ -42,6 +44,8 @@ use crate::{
 #[folder = "../../providers"]
 struct BuiltIn;
 
+/// What the kernel keeps of a connection besides what is on its way: about one keyframe.
+const UNSENT_MAX_BYTES: u32 = 128 << 10;
 /// How long open connections may take to end once everything else has.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -109,15 +113,20 @@ impl ServeError {
         Some(match self {
             Self::NotLoopback(_) => "polydev listens on 127.0.0.1 or [::1] only",
             Self::Listen { .. } => "is another polydev running? give another --listen",
-            Self::Endpoint(EndpointError::Listen { .. }) => "give another address with POLYDEV_DESKTOP_LISTEN",
+            Self::Endpoint(EndpointError::Listen { .. }) => {
+                "give another address with POLYDEV_DESKTOP_LISTEN"
+            }
             Self::Turn(_) => "correct the settings in [turn], or turn it off with POLYDEV_TURN_LISTEN=off",
             Self::Busy(_) => "give another --data-dir",
             Self::Vault(_) => "see the vault's chapter of the operator's guide before you remove a key file",
             Self::Providers(_) => "correct the files in --providers-dir",
             Self::Routes(_) => "correct the file given with --egress-routes",
-            Self::Path { .. } | Self::Endpoint(_) | Self::Store(_) | Self::Host(_) | Self::Recover(_) | Self::Io(_) => {
-                "`polydev doctor` says what works on this machine"
-            }
+            Self::Path { .. }
+            | Self::Endpoint(_)
+            | Self::Store(_)
+            | Self::Host(_)
+            | Self::Recover(_)
+            | Self::Io(_) => "`polydev doctor` says what works on this machine",
         })
     }
 }
@@ -246,6 +255,11 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         tokio::time::sleep(DRAIN_LIMIT).await;
     };
     let stopping = app.stop.clone();
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = keep_little(connection) {
+            tracing::warn!(%error, "a connection may be slower than it has to be");
+        }
+    });
     let serving = axum::serve(listener, api::router(Arc::clone(&app)))
         .with_graceful_shutdown(async move { stopping.cancelled().await });
     tokio::select! {
@@ -256,6 +270,13 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let _ = ending.await;
     tracing::info!("polydev has ended");
     Ok(())
+}
+
+/// A connection whose live pictures do not get old in the kernel: small messages go at once, and what the network cannot
+/// take yet stays with us, where a newer picture can replace it.
+fn keep_little(connection: &TcpStream) -> io::Result<()> {
+    connection.set_nodelay(true)?;
+    SockRef::from(connection).set_tcp_notsent_lowat(UNSENT_MAX_BYTES)
 }
 
 async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn Machines>, ServeError> {

@@ -163,7 +163,7 @@ impl std::fmt::Debug for Access {
 
 /// Paths that need no credentials: health, opening a link, and the page's own files.
 pub fn is_public(path: &str) -> bool {
-    path == "/api/open" || !(path == "/api" || path.starts_with("/api/"))
+    path == "/api/open" || !(path == "/metrics" || path == "/api" || path.starts_with("/api/"))
 }
 
 /// Finds out who is calling, counts the request, and refuses those who may not.

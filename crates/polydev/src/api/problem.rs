@@ -118,6 +118,8 @@ codes! {
     VmUnavailable = "vm_unavailable", BAD_GATEWAY, "The machine does not answer";
     /// Too many connections to one VM.
     TooManyConnections = "too_many_connections", SERVICE_UNAVAILABLE, "Too many connections to this machine";
+    /// As many watch a desktop as may.
+    TooManyViewers = "too_many_viewers", TOO_MANY_REQUESTS, "Too many watch this desktop";
     /// The service is shutting down.
     ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE, "The service is being stopped";
     /// A fault of the service; its log says more.
@@ -293,7 +295,7 @@ impl From<JoinError> for Problem {
         let code = match error {
             JoinError::UnknownSession => Code::NotFound,
             JoinError::NoDesktop => Code::Conflict,
-            JoinError::TooManyViewers { .. } => Code::TooManyConnections,
+            JoinError::TooManyViewers { .. } => Code::TooManyViewers,
             JoinError::UnknownViewer => Code::ViewerUnknown,
             JoinError::ShuttingDown => Code::ShuttingDown,
             JoinError::NoRandomness => return Self::internal(&error),

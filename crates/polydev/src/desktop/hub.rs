@@ -395,6 +395,10 @@ impl Hub {
     }
 
     fn tell_stats(&mut self, now: Instant) {
+        // Once a second: a flood of refused events must not become one of these.
+        if self.controlling().is_some_and(|viewer| viewer.seat.lost_release()) {
+            self.let_go();
+        }
         let (guest_cpu, encode_ms) = (self.guest.cpu, self.guest.encode_ms);
         for viewer in self.viewers.values_mut() {
             let tallied = viewer.seat.tally(now);

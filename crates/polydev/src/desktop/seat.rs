@@ -68,14 +68,14 @@ pub(super) struct Heard {
     pub(super) asked: VecDeque<Asked>,
     pub(super) keyframe: bool,
     pub(super) estimate: Option<u32>,
-    /// An event that lets something go may be among those that were refused.
-    pub(super) lost_release: bool,
     pub(super) left: bool,
 }
 
 struct Inbox {
     heard: Heard,
     words: usize,
+    /// An event that lets something go may be among those that were refused.
+    lost_release: bool,
     inputs: Bucket,
     talk: Bucket,
     refused: [Option<Instant>; Refusal::ALL.len()],
@@ -150,6 +150,7 @@ impl Seat {
             inbox: Mutex::new(Inbox {
                 heard: Heard::default(),
                 words: 0,
+                lost_release: false,
                 inputs: Bucket::new(INPUTS_PER_SECOND, INPUTS_BURST, now),
                 talk: Bucket::new(WORDS_PER_SECOND, WORDS_BURST, now),
                 refused: [None; Refusal::ALL.len()],
@@ -193,7 +194,7 @@ impl Seat {
             if is_move {
                 return;
             }
-            inbox.heard.lost_release = true;
+            inbox.lost_release = true;
             drop(inbox);
             return self.refuse(Refusal::TooFast);
         }
@@ -212,15 +213,22 @@ impl Seat {
         lock(&self.inbox).talk.take(now)
     }
 
-    /// Hands words to the hub.
-    pub(super) fn ask(&self, asked: Asked) {
+    /// Hands words to the hub. Of sizes that follow each other the last one counts.
+    pub(super) fn ask(&self, words: FromViewer) {
         let mut inbox = lock(&self.inbox);
+        let is_resize = matches!(words, FromViewer::Resize { .. });
+        if is_resize
+            && let Some(Asked::Words(last @ FromViewer::Resize { .. })) = inbox.heard.asked.back_mut()
+        {
+            *last = words;
+            return;
+        }
         if inbox.words >= ASKED_WORDS_MAX {
             drop(inbox);
             return self.refuse(Refusal::TooFast);
         }
         inbox.words += 1;
-        inbox.heard.asked.push_back(asked);
+        inbox.heard.asked.push_back(Asked::Words(words));
         drop(inbox);
         self.hub.notify_one();
     }
@@ -313,6 +321,11 @@ impl Seat {
         // Who left has left for good: the flag stays.
         let left = inbox.heard.left;
         std::mem::replace(&mut inbox.heard, Heard { left, ..Heard::default() })
+    }
+
+    /// Whether an event that lets something go may have been refused since this was last asked.
+    pub(super) fn lost_release(&self) -> bool {
+        std::mem::take(&mut lock(&self.inbox).lost_release)
     }
 
     pub(super) fn forwarded(&self, seq: u32, arrived: Instant) {

@@ -148,3 +148,56 @@ impl Mean {
         (count > 0).then(|| sum.as_secs_f64() * 1000.0 / f64::from(count))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn frame(seq: u32, input_seq: u32, keep_alive: bool) -> Frame {
+        Frame {
+            key: seq == 1,
+            keep_alive,
+            seq,
+            captured_us: 0,
+            work_us: 0,
+            input_seq,
+            width: 640,
+            height: 480,
+            data: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_input_is_timed_to_the_first_picture_that_can_show_it() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut tally = Tally::new(start);
+        tally.forwarded(1, at(0));
+        tally.forwarded(2, at(10));
+        tally.forwarded(3, at(20));
+        assert_eq!(tally.sent(&frame(1, 0, false), 10, at(25)).inputs, []);
+        let left = tally.sent(&frame(2, 2, false), 10, at(30));
+        assert_eq!(left.inputs, [Duration::from_millis(30), Duration::from_millis(20)]);
+        assert_eq!(tally.sent(&frame(3, 3, true), 10, at(900)).inputs, [], "nothing was to be seen of it");
+        let tallied = tally.take(at(1000));
+        assert_eq!((tallied.input_server_ms, tallied.server_ms), (Some(25.0), None));
+        assert_eq!((tallied.fps, tallied.keyframes), (3.0, 1));
+        assert_eq!(tally.take(at(2000)).fps, 0.0);
+    }
+
+    #[test]
+    fn the_way_of_a_picture_is_its_age_and_its_stay() {
+        let start = Instant::now();
+        let mut tally = Tally::new(start);
+        let (arrived, age) = (start, Some(Duration::from_millis(8)));
+        for seq in 1..100 {
+            tally.taken(&Waiting { frame: Arc::new(frame(seq, 0, false)), arrived, age });
+        }
+        assert!(tally.taken.len() <= TAKEN_MAX);
+        let left = tally.sent(&frame(99, 0, false), 10, start + Duration::from_millis(4));
+        assert_eq!(left.server, Some(Duration::from_millis(12)));
+        assert_eq!(tally.sent(&frame(7, 0, false), 10, start).server, None, "long forgotten");
+    }
+}

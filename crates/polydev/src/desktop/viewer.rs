@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     FrameQueue, WordQueue,
-    seat::{Asked, Occupied, Refusal, Seat},
+    seat::{Occupied, Refusal, Seat},
     talk::{FromViewer, ToViewer, WORDS_MAX},
 };
 
@@ -97,7 +97,7 @@ impl ViewerLink {
                 | FromViewer::Clipboard { .. }
                 | FromViewer::RequestControl
                 | FromViewer::ReleaseControl { .. }),
-            ) => self.seat.ask(Asked::Words(words)),
+            ) => self.seat.ask(words),
             Err(_) => self.seat.refuse(Refusal::BadMessage),
         }
     }

@@ -34,9 +34,6 @@ impl Hub {
                     Asked::Words(words) => self.heed(viewer, words),
                 }
             }
-            if heard.lost_release && self.control.active() == Some(viewer) {
-                self.let_go();
-            }
             if heard.left {
                 self.leave(viewer);
             }

@@ -1,0 +1,170 @@
+//! The live desktop over a WebSocket: the pictures that WebRTC would carry, for pages that get no WebRTC through.
+//!
+//! A picture is only taken from its queue when the one before has been handed to the kernel, and the kernel is told not
+//! to keep much (see [`crate::serve`]): what a slow page cannot take is dropped where it is known which picture to go on
+//! with, not piled up on the way.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{
+        State, WebSocketUpgrade,
+        ws::{Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
+    },
+    response::Response,
+};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use polydev_core::ids::SessionId;
+use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use utoipa::IntoParams;
+use zeroize::Zeroizing;
+
+use crate::{
+    app::App,
+    desktop::{
+        FrameQueue, JoinError, Joined, Lane, Outgoing, ViewerLink, WordQueue,
+        talk::{Role, WORDS_MAX},
+    },
+};
+
+use super::{
+    body::{Id, Params},
+    problem::Problem,
+    vnc::close,
+};
+
+const SUBPROTOCOL: &str = "polydev.desktop.v1";
+/// A page that takes nothing for this long is gone.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// A page that says nothing for this long, not even an answer to a ping, is gone.
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// How to watch.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StreamQuery {
+    /// What the page wants to do; `control` unless told otherwise. One viewer at a time has it.
+    #[param(value_type = Option<Role>)]
+    role: Option<Role>,
+    /// The token of the viewer this page was, to keep its number and role. One that is too old is not heeded.
+    #[param(value_type = Option<String>)]
+    resume: Option<Zeroizing<String>>,
+}
+
+/// Comes before everything else.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+enum First<'a> {
+    /// What to come again with.
+    Resume { token: &'a str },
+}
+
+/// The live desktop of a sign-in as a WebSocket. The service sends binary messages (pictures, pointer) and words as JSON
+/// text, of which `{"type":"resume","token"}` is the first; the page sends binary input events and words as JSON text.
+#[utoipa::path(
+    get, path = "/api/stream/{id}", tag = "stream", params(("id" = String, Path), StreamQuery),
+    responses(
+        (status = 101, description = "WebSocket, subprotocol `polydev.desktop.v1`"),
+        (status = 404, description = "There is no such sign-in", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "There is no live browser now", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many watch", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn stream(
+    State(app): State<Arc<App>>,
+    Id(id): Id<SessionId>,
+    Params(query): Params<StreamQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let upgrade = upgrade?;
+    let wish = query.role.unwrap_or(Role::Control);
+    let again = match &query.resume {
+        Some(token) => app.desktops.rejoin(id, token, Lane::WebSocket).await,
+        None => Err(JoinError::UnknownViewer),
+    };
+    let joined = match again {
+        Err(JoinError::UnknownViewer) => app.desktops.join(id, wish, Lane::WebSocket).await?,
+        joined => joined?,
+    };
+    let upgrade = upgrade.protocols([SUBPROTOCOL]).max_message_size(WORDS_MAX).max_frame_size(WORDS_MAX);
+    Ok(upgrade.on_upgrade(async move |socket| serve(socket, joined).await))
+}
+
+async fn serve(socket: WebSocket, joined: Joined) {
+    let Joined { viewer: _, link, frames, words } = joined;
+    let (to_page, from_page) = socket.split();
+    // Whichever way ends first ends the other; with them the viewer has left.
+    tokio::select! {
+        () = listen(from_page, &link) => {}
+        () = send(to_page, frames, words, &link) => {}
+    }
+}
+
+async fn listen(mut from_page: SplitStream<WebSocket>, link: &ViewerLink) {
+    while let Ok(Some(Ok(message))) = timeout(SILENCE_LIMIT, from_page.next()).await {
+        match message {
+            Message::Binary(bytes) => link.input(&bytes),
+            Message::Text(text) => link.words(&text),
+            Message::Ping(_) | Message::Pong(_) => {}
+            Message::Close(_) => return,
+        }
+    }
+}
+
+async fn send(
+    mut to_page: SplitSink<WebSocket, Message>,
+    mut frames: FrameQueue,
+    mut words: WordQueue,
+    link: &ViewerLink,
+) {
+    let token = Zeroizing::new(link.reconnect_token());
+    let first = serde_json::to_string(&First::Resume { token: &token }).expect("a text is JSON");
+    if !sent(&mut to_page, Message::Text(first.into())).await {
+        return;
+    }
+    let mut pings = interval(PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pictures = true;
+    loop {
+        tokio::select! {
+            biased;
+            // Words are few and small, and the first of them tells the page what it is.
+            word = words.next() => {
+                let message = match word {
+                    Some(Outgoing::Text(text)) => Message::Text((&*text).into()),
+                    Some(Outgoing::Binary(bytes)) => Message::Binary(bytes),
+                    None => return close(&mut to_page, close_code::NORMAL, "nothing more comes").await,
+                };
+                if !sent(&mut to_page, message).await {
+                    return;
+                }
+            }
+            frame = frames.next(), if pictures => {
+                let Some(frame) = frame else {
+                    pictures = false;
+                    continue;
+                };
+                let message = frame.encode();
+                let bytes = message.len();
+                if !sent(&mut to_page, Message::Binary(message.into())).await {
+                    return;
+                }
+                link.sent(&frame, bytes);
+            }
+            _ = pings.tick() => {
+                if !sent(&mut to_page, Message::Ping(Vec::new().into())).await {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn sent(to_page: &mut SplitSink<WebSocket, Message>, message: Message) -> bool {
+    matches!(timeout(SEND_LIMIT, to_page.send(message)).await, Ok(Ok(())))
+}
