@@ -42,7 +42,7 @@ export function newOpen(lane: Lane, wish: Role): Open {
     mayControl: wish === "control",
     viewer: null,
     viewers: 1,
-    clipboard: "both",
+    clipboard: "off",
     size: { width: 0, height: 0 },
     hub: null,
   };

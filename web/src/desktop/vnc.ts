@@ -27,6 +27,8 @@ export class VncLane implements Lane {
   private readonly turned = { x: 0, y: 0 };
   private cursor: MutationObserver | undefined;
   private stopped = false;
+  /** A text that is being typed, and what waits behind it. */
+  private typing: Promise<void> | null = null;
 
   constructor(
     private readonly context: LaneContext,
@@ -43,12 +45,22 @@ export class VncLane implements Lane {
 
   send(message: Uint8Array<ArrayBuffer>): void {
     const event = decodeInput(message);
-    if (event && this.rfb) this.act(this.rfb, event);
+    const { rfb } = this;
+    if (!event || !rfb) return;
+    if (!this.typing && event.type !== "text") return this.act(rfb, event);
+    // Nothing overtakes a text: the Enter after a paste is meant to come after it.
+    const turn = (this.typing ?? Promise.resolve()).then(() => {
+      if (event.type !== "text") return this.act(rfb, event);
+      return typeText(event.text, (keysym) => rfb.sendKey(keysym, null), undefined, () => this.rfb === rfb);
+    });
+    this.typing = turn;
+    void turn.finally(() => {
+      if (this.typing === turn) this.typing = null;
+    });
   }
 
-  say(words: FromViewer): void {
-    if (words.type === "clipboard") this.rfb?.clipboardPasteFrom(words.text);
-  }
+  /** RFB has no words for any of it, and a clipboard that goes past the controller's policy is none. */
+  say(_words: FromViewer): void {}
 
   async figures(): Promise<Figures> {
     return { fps: 0, kbps: 0, rttMs: null, presentMs: null, bufferMs: null, framesShown: 0, framesDropped: 0, freezes: 0, path: "TCP" };
@@ -90,10 +102,6 @@ export class VncLane implements Lane {
       this.watchCanvas();
       this.handlers.picture();
     });
-    rfb.addEventListener("clipboard", (event) => {
-      const { text } = (event as CustomEvent<{ text: string }>).detail;
-      this.handlers.words({ type: "clipboard", text });
-    });
     rfb.addEventListener("disconnect", () => {
       if (this.rfb === rfb) this.fail(open ? "lost" : "refused");
     });
@@ -111,7 +119,7 @@ export class VncLane implements Lane {
     look();
   }
 
-  private act(rfb: RFB, event: InputEvent): void {
+  private act(rfb: RFB, event: Exclude<InputEvent, { type: "text" }>): void {
     switch (event.type) {
       case "move":
         return this.point(rfb, event.x, event.y, this.mask);
@@ -129,8 +137,6 @@ export class VncLane implements Lane {
         else this.held.delete(event.keysym);
         // By what the key means, not by where it is: the VM's layout is not the person's.
         return rfb.sendKey(event.keysym, null, event.down);
-      case "text":
-        return void typeText(event.text, (keysym) => rfb.sendKey(keysym, null), undefined, () => this.rfb === rfb);
       case "releaseAll":
         for (const keysym of this.held) rfb.sendKey(keysym, null, false);
         this.held.clear();
