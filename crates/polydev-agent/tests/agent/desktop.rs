@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use polydev_core::wire::{
-    AgentEvent, DesktopState, ErrorCode, LoginEnd, LoginSpec, LoginStdio, Request, ServiceState,
-    StreamHeader, SuccessRule, UrlRule, UrlSource, UrlYields,
+use polydev_core::{
+    desktop::{FromDesktop, ToDesktop, framed},
+    wire::{
+        AgentEvent, DesktopState, ErrorCode, LoginEnd, LoginSpec, LoginStdio, Request, ServiceState,
+        StreamHeader, SuccessRule, UrlRule, UrlSource, UrlYields,
+    },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{client::Client, guest::Guest};
+use crate::{
+    client::Client,
+    guest::{Guest, LIMIT},
+};
 
 fn login(argv: &[&str], rule: UrlRule) -> LoginSpec {
     let env = [
@@ -93,14 +99,7 @@ async fn the_browser_paints_opens_the_sign_in_page_and_comes_back_after_a_crash(
     assert_ne!(host.sh("ls /run/polydev/desktop").await.0, 0);
 
     // Only root can end the browser's processes; here that is the test.
-    let browser = std::process::Command::new("sh")
-        .args(["-c", "for p in /proc/[0-9]*; do test \"$(readlink $p/ns/net)\" = \"$1\" && tr '\\0' ' ' < $p/cmdline | grep -q 'chromium.*about:blank' && ! tr '\\0' ' ' < $p/cmdline | grep -q type= && echo ${p#/proc/}; done", "find"])
-        .arg(guest.network())
-        .output()
-        .unwrap();
-    for pid in String::from_utf8_lossy(&browser.stdout).split_whitespace() {
-        let _ = std::process::Command::new("kill").args(["-9", pid]).status();
-    }
+    guest.kill("chromium.*about:blank");
     let died = host
         .event(|e| match e {
             AgentEvent::ServiceDied { name, exit_code } => Some((name.clone(), *exit_code)),
@@ -110,6 +109,54 @@ async fn the_browser_paints_opens_the_sign_in_page_and_comes_back_after_a_crash(
     assert_eq!(died, ("browser".into(), 137));
     painted(&mut host).await;
     assert_eq!(page(&mut host).await, Ok(()), "the page is opened again");
+}
+
+/// The next message of the live desktop; `None` at its end.
+async fn message(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<FromDesktop> {
+    let body = async {
+        let len = stream.read_u32().await.ok()?;
+        let mut body = vec![0; usize::try_from(len).expect("32 bits")];
+        stream.read_exact(&mut body).await.ok()?;
+        Some(body)
+    };
+    let body = tokio::time::timeout(LIMIT, body).await.expect("it says something or ends")?;
+    Some(FromDesktop::decode(&body).expect("it keeps to the protocol"))
+}
+
+/// Watches until there is a picture, for as long as the program takes to come up.
+async fn live(host: &Client) -> impl AsyncReadExt + Unpin + use<> {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        let mut stream = host.stream(StreamHeader::Desktop).await;
+        // While nobody listens it ends at once.
+        let _ = stream.write_all(&framed(&ToDesktop::Watch(true).encode())).await;
+        let _ = stream.flush().await;
+        while let Some(message) = message(&mut stream).await {
+            if let FromDesktop::Frame(frame) = message {
+                assert!(frame.key && frame.width == 1280 && frame.height == 800, "{frame:?}");
+                return stream;
+            }
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no live desktop");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_live_desktop_comes_back_when_its_program_or_the_display_dies() {
+    let Some(guest) = Guest::start_on_image() else { return };
+    let mut host = guest.connect().await;
+    host.identify(true).await;
+    host.ask(Request::StartDesktop { width: 1280, height: 800 }).await.unwrap();
+    painted(&mut host).await;
+    let mut stream = live(&host).await;
+    for victim in ["polydev-desktop.stream", "Xtigervnc"] {
+        guest.kill(victim);
+        while message(&mut stream).await.is_some() {}
+        let began = std::time::Instant::now();
+        stream = live(&host).await;
+        println!("{victim}: a picture again after {:?}", began.elapsed());
+    }
 }
 
 #[tokio::test]

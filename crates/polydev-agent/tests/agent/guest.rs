@@ -130,6 +130,24 @@ impl Guest {
         std::fs::read_link(format!("/proc/{}/ns/net", self.agent_pid())).expect("namespace")
     }
 
+    /// Kills the process inside whose command line has `pattern` and which is no helper of another.
+    pub(crate) fn kill(&self, pattern: &str) {
+        const FIND: &str = r#"for p in /proc/[0-9]*; do
+            words=$(tr '\0' ' ' < "$p/cmdline" 2>/dev/null) || continue
+            test "$(readlink "$p/ns/net")" = "$1" || continue
+            echo "$words" | grep -q "$2" && ! echo "$words" | grep -q type= && echo "${p#/proc/}"
+        done"#;
+        let network = self.network();
+        let found = Command::new("sh").args(["-c", FIND, "find"]).arg(network).arg(pattern).output();
+        let found = found.expect("sh");
+        let pids = String::from_utf8_lossy(&found.stdout);
+        assert!(!pids.trim().is_empty(), "nothing inside is {pattern}");
+        for pid in pids.split_whitespace() {
+            // One may have ended with another.
+            let _ = Command::new("kill").args(["-9", pid]).status();
+        }
+    }
+
     /// The guest's root directory, reachable from here.
     pub(crate) fn root(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.agent_pid()))
