@@ -6,7 +6,7 @@ use x11rb::{
     protocol::{
         Event,
         xkb::{self, ConnectionExt as _, EventType, MapPart, SelectEventsAux},
-        xproto::{AtomEnum, AutoRepeatMode, ConnectionExt as _, PropMode},
+        xproto::{AtomEnum, ConnectionExt as _, PropMode},
     },
     wrapper::ConnectionExt as _,
 };
@@ -123,9 +123,12 @@ impl Keyboard {
             self.release(display, before)?;
             return Ok(false);
         };
-        let again = before.filter(|before| before.keycode == way.keycode && before.keysym == keysym);
-        let repeats = again.is_some() && self.repeats(display, way.keycode)?;
-        if !repeats && (again.is_some() || self.is_down(way.keycode)) {
+        let again = before.as_ref().is_some_and(|before| before.keycode == way.keycode);
+        if !again {
+            self.release(display, before)?;
+        }
+        // The server takes no second press of a key that is down: a repetition is a release and a press.
+        if again || self.is_down(way.keycode) {
             display.key(way.keycode, false)?;
         }
         self.press(display, way)?;
@@ -256,13 +259,6 @@ impl Keyboard {
         lifted.iter().rev().try_for_each(|keycode| display.key(*keycode, true))?;
         self.spares.pressed(way.keycode);
         Ok(())
-    }
-
-    /// Whether the server takes a second press of a held key for a repetition of it.
-    fn repeats(&self, display: &Display, keycode: u8) -> Result<bool, InputError> {
-        let control = display.connection().get_keyboard_control()?.reply()?;
-        let own = control.auto_repeats[usize::from(keycode / 8)] & (1 << (keycode % 8)) != 0;
-        Ok(control.global_auto_repeat == AutoRepeatMode::ON && own)
     }
 
     /// Lends spare keys to keysyms; those lent to `keep` stay. Afterwards the program with the focus knows. `false` if

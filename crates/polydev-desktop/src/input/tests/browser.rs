@@ -12,9 +12,13 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::{
+    super::Display,
     LIMIT,
     server::{Program, Server},
 };
+
+/// A key that is not seen for so long is pressed again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// One report is on its way at a time; a change since then is told by the next one. The number a `/wish` answers with is
 /// the round: a new one empties the field.
@@ -113,7 +117,31 @@ impl Browser {
             quiet(command.args(arguments.split_whitespace()).arg(data).arg(format!("http://{address}/")))?;
         let browser = Self { shared, _programs: [chromium, manager], _profile: profile };
         browser.wait("the page has the focus", |told| told.focus);
+        // It says so before the X server gives it the keyboard.
+        server.connect().wait_for_focus();
+        browser.wait_for_keys(&server.display);
         Some(browser)
+    }
+
+    /// Chromium drops keys until a new page was painted.
+    fn wait_for_keys(&self, display: &str) {
+        const A: u8 = 38;
+        const RETURN: u8 = 36;
+        let display = Display::open(Some(display)).unwrap();
+        let tap = |keycode| {
+            display.key(keycode, true).unwrap();
+            display.key(keycode, false).unwrap();
+            display.sync().unwrap();
+        };
+        let end = Instant::now() + LIMIT;
+        while self.wait_within(RETRY, &|told| !told.value.is_empty()).is_err() {
+            assert!(Instant::now() < end, "the page takes no keys");
+            tap(A);
+        }
+        // After this one none of the others is still on its way.
+        tap(RETURN);
+        self.wait("the last of the first keys", |told| told.value.ends_with('\n'));
+        self.clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -119,8 +119,6 @@ fn a_held_key_repeats_and_modifiers_held_by_the_viewer_do_not_spoil_texts() {
         hand.key(false, keysym, code);
     }
     browser.expect("xxxxxööööö?????");
-    let told = browser.wait("the keys were let go", |told| told.keys.len() >= 15);
-    assert_eq!(told.keys.iter().filter(|key| key.ends_with("again")).count(), 12, "{:?}", told.keys);
     browser.clear();
     for (keysym, code) in [(SHIFT_L, "ShiftLeft"), (CONTROL_L, "ControlLeft"), (LEVEL3, "AltRight")] {
         hand.key(true, keysym, code);
@@ -143,8 +141,8 @@ fn a_long_clipboard_goes_into_the_page_and_out_again_and_a_wipe_empties_it() {
         hand.tap(letter.into(), "");
         hand.key(false, CONTROL_L, "ControlLeft");
     };
-    let long: String = "häß 漢字 😀\n".chars().cycle().take(90_000).collect();
-    assert!(long.len() > 180_000);
+    let long: String = "häß 漢字 😀\n".chars().cycle().take(110_000).collect();
+    assert!(long.len() > 200_000);
     hand.injector.clipboard(long.clone());
     let viewer = server.connect();
     hand.wait("the clipboard is ours", || {

@@ -11,7 +11,7 @@ use x11rb::{
     connection::Connection,
     protocol::{
         Event,
-        xproto::{ConnectionExt as _, CreateWindowAux, EventMask, InputFocus, WindowClass},
+        xproto::{AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, InputFocus, WindowClass},
     },
     rust_connection::RustConnection,
 };
@@ -91,6 +91,22 @@ impl Viewer {
         self.x.map_window(window).unwrap();
         self.x.set_input_focus(InputFocus::PARENT, window, CURRENT_TIME).unwrap().check().unwrap();
         window
+    }
+
+    /// Waits until the window that the window manager calls active has the keyboard.
+    pub(super) fn wait_for_focus(&self) {
+        let active = self.x.intern_atom(false, b"_NET_ACTIVE_WINDOW").unwrap().reply().unwrap().atom;
+        let end = Instant::now() + LIMIT;
+        loop {
+            let property = self.x.get_property(false, self.root, active, AtomEnum::WINDOW, 0, 1).unwrap();
+            let active = property.reply().unwrap().value32().and_then(|mut windows| windows.next());
+            let focus = self.x.get_input_focus().unwrap().reply().unwrap().focus;
+            if active.is_some_and(|active| active != 0 && active == focus) {
+                return;
+            }
+            assert!(Instant::now() < end, "no window has the keyboard: {active:?}, {focus}");
+            std::thread::yield_now();
+        }
     }
 
     /// The window that owns a selection, or 0.
