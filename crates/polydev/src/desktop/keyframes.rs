@@ -32,7 +32,8 @@ impl Keyframes {
 
     /// Whether the guest is to be asked now.
     pub(super) fn ask(&mut self, now: Instant) -> bool {
-        let due = self.deadline().is_some_and(|due| due <= now);
+        // Not by `deadline`, which without an earlier question is a moment after `now`.
+        let due = self.wanted && self.asked.is_none_or(|asked| asked + ASK_EVERY <= now);
         if due {
             (self.wanted, self.asked) = (false, Some(now));
         }
@@ -121,6 +122,16 @@ mod tests {
             // 0.5 + 1 + 2 + 4 s, then every 5 s.
             prop_assert!(granted.count() as u64 <= 5 + seconds / 5);
         }
+    }
+
+    #[test]
+    fn the_first_wish_is_heeded_at_once() {
+        let mut keyframes = Keyframes::default();
+        let now = Instant::now();
+        keyframes.want();
+        assert!(keyframes.ask(now));
+        keyframes.want();
+        assert!(!keyframes.ask(now), "the second one waits");
     }
 
     #[test]
