@@ -17,7 +17,8 @@ const TTL_S: u64 = 600;
 const TTL_MIN_S: u64 = 60;
 const TTL_MAX_S: u64 = 24 * 60 * 60;
 const ALLOCATIONS_MAX: usize = 256;
-const ALLOCATIONS_PER_USER_MAX: usize = 32;
+/// A browser makes several for each connection, one per way and network.
+const ALLOCATIONS_PER_USER_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 256;
 const KBPS_MAX: u32 = 40_000;
 const DATAGRAMS_PER_S: u32 = 10_000;

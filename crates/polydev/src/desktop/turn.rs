@@ -223,6 +223,14 @@ impl Turn {
     }
 }
 
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(own) = &self.own {
+            own.shared.stop.cancel();
+        }
+    }
+}
+
 impl std::fmt::Debug for Turn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Turn").field("listen", &self.listen()).finish_non_exhaustive()

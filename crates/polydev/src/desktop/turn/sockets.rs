@@ -118,9 +118,10 @@ impl Shared {
     /// Ends everything and waits until it has.
     pub(super) async fn shut_down(&self) {
         self.stop.cancel();
-        self.server().clear();
         self.tasks.close();
         self.tasks.wait().await;
+        // Only now: until then a message may still have been taken.
+        self.server().clear();
     }
 
     fn server(&self) -> MutexGuard<'_, Server<Arc<Relay>>> {

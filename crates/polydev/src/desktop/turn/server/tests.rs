@@ -187,7 +187,7 @@ fn an_allocation_goes_on_after_its_credential_with_a_fresh_nonce() {
     }
     world.pass(IDLE_MAX);
     page.nonce = world.secret.nonce(page.client.address, world.now.unix_s).into_bytes();
-    assert_eq!(world.ask(&page, method::REFRESH, &[]), 437, "idle for too long");
+    assert_eq!(world.ask(&page, method::REFRESH, &[]), 401, "it ended in disuse, and the credential is old");
 }
 
 #[test]
