@@ -252,6 +252,11 @@ impl Session {
         waiting.unwrap_or(0) <= most
     }
 
+    /// Whether the page is ready for pictures.
+    pub(super) fn has_picture(&self) -> bool {
+        self.picture.is_some()
+    }
+
     /// Whether words could leave.
     pub(super) fn takes_words(&self) -> bool {
         self.words_room && self.reach == Reach::Connected && self.input_channel().is_some()
@@ -358,11 +363,12 @@ impl Session {
             }
             Event::MediaAdded(added) => {
                 if added.kind == MediaKind::Video && self.picture.is_none() {
-                    self.picture = self.picture_section(added.mid, added.direction);
+                    self.added(added.mid, added.direction)?;
                 }
             }
             Event::KeyframeRequest(_) => self.link.keyframe_wanted(),
-            Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. }) => {
+            // Pages without transport-wide feedback send their own estimate (REMB).
+            Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. } | BweKind::Remb { estimate, .. }) => {
                 if let Some(estimate) = self.pace.estimated(estimate) {
                     self.link.estimate(kbps(estimate));
                 }
@@ -385,12 +391,18 @@ impl Session {
     fn connected(&mut self) {
         self.reach = Reach::Connected;
         self.link.estimate(kbps(self.pace.estimate()));
-        if let Some(picture) = self.picture
-            && let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(picture.mid, None)
-        {
+    }
+
+    /// Encryption is ready, and with it a section of the page.
+    fn added(&mut self, mid: Mid, direction: Direction) -> Result<(), Ended> {
+        // An answer without a picture is not given; the library would have to have changed its mind.
+        let picture = self.picture_section(mid, direction).ok_or(Ended::Protocol)?;
+        self.picture = Some(picture);
+        if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, None) {
             stream.set_rtx_cache(SENT_PACKETS, RESEND_AGE, Some(RESEND_SHARE_MAX));
             stream.set_unpaced(true);
         }
+        Ok(())
     }
 
     /// How pictures are sent in this section, if they can be.

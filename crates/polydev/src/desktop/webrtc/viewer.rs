@@ -92,7 +92,9 @@ impl Viewer {
         let takes_pictures = self.session.takes_pictures();
         let wake = match self.session.reach() {
             // A path that is full empties without telling.
-            Reach::Connected if !takes_pictures => at.min(Instant::now() + LOOK_AGAIN),
+            Reach::Connected if !takes_pictures && self.session.has_picture() => {
+                at.min(Instant::now() + LOOK_AGAIN)
+            }
             Reach::Connected | Reach::Connecting(_) | Reach::Lost(_) => at.min(limit),
         };
         tokio::select! {
