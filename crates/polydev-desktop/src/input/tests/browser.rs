@@ -82,6 +82,14 @@ struct Shared {
     changed: Condvar,
 }
 
+/// What is typed into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
+    Area,
+    /// Chromium gives it another input method than the area.
+    Password,
+}
+
 /// A browser with the page in it and the focus in the page's field.
 pub(super) struct Browser {
     shared: Arc<Shared>,
@@ -91,7 +99,7 @@ pub(super) struct Browser {
 
 impl Browser {
     /// `None`, with a line that says so, if a program is missing.
-    pub(super) fn start(server: &Server) -> Option<Self> {
+    pub(super) fn start(server: &Server, field: Field) -> Option<Self> {
         let shared = Arc::new(Shared::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -113,8 +121,9 @@ impl Browser {
             --disable-component-update --password-store=basic --start-maximized --window-position=0,0";
         let data = format!("--user-data-dir={}", profile.path().display());
         let mut command = Command::new("chromium");
-        let chromium =
-            quiet(command.args(arguments.split_whitespace()).arg(data).arg(format!("http://{address}/")))?;
+        let chromium = quiet(
+            command.args(arguments.split_whitespace()).arg(data).arg(format!("http://{address}/{field:?}")),
+        )?;
         let browser = Self { shared, _programs: [chromium, manager], _profile: profile };
         browser.wait("the page has the focus", |told| told.focus);
         // It says so before the X server gives it the keyboard.
@@ -126,7 +135,7 @@ impl Browser {
     /// Chromium drops keys until a new page was painted.
     fn wait_for_keys(&self, display: &str) {
         const A: u8 = 38;
-        const RETURN: u8 = 36;
+        const B: u8 = 56;
         let display = Display::open(Some(display)).unwrap();
         let tap = |keycode| {
             display.key(keycode, true).unwrap();
@@ -139,8 +148,8 @@ impl Browser {
             tap(A);
         }
         // After this one none of the others is still on its way.
-        tap(RETURN);
-        self.wait("the last of the first keys", |told| told.value.ends_with('\n'));
+        tap(B);
+        self.wait("the last of the first keys", |told| told.value.ends_with('b'));
         self.clear();
     }
 
@@ -225,6 +234,8 @@ fn serve(stream: TcpStream, shared: &Shared) {
             return;
         }
         state.wish.to_string()
+    } else if first.contains("Password") {
+        PAGE.replace("<textarea", "<input type=password").replace("</textarea>", "")
     } else {
         PAGE.to_owned()
     };

@@ -3,7 +3,7 @@
 use super::{
     super::keysym::keysym_of,
     Hand,
-    browser::Browser,
+    browser::{Browser, Field},
     layouts::{Stroke, strokes},
     server::Server,
 };
@@ -13,9 +13,9 @@ const CONTROL_L: u32 = 0xffe3;
 const LEVEL3: u32 = 0xfe03;
 const OTHERS: &str = "あいうえおアイウエオ漢字変換日本語한국어Привет Ωλ ‰†∞≠😀🙈🇩🇪👩‍💻é̂ñ";
 
-fn start() -> Option<(Server, Hand, Browser)> {
+fn start(field: Field) -> Option<(Server, Hand, Browser)> {
     let server = Server::start()?;
-    let browser = Browser::start(&server)?;
+    let browser = Browser::start(&server, field)?;
     let hand = Hand::on(&server.display);
     Some((server, hand, browser))
 }
@@ -40,7 +40,7 @@ fn type_strokes(hand: &Hand, strokes: &[Stroke]) -> String {
 
 #[test]
 fn every_character_of_real_layouts_arrives_by_keys_and_by_text() {
-    let Some((_server, hand, browser)) = start() else { return };
+    let Some((_server, hand, browser)) = start(Field::Area) else { return };
     for (layout, variant) in [("de", ""), ("fr", ""), ("us", "intl"), ("us", "")] {
         let Some(strokes) = strokes(layout, variant) else { return };
         assert!(strokes.len() >= 90, "{} characters of {layout}", strokes.len());
@@ -62,8 +62,29 @@ fn every_character_of_real_layouts_arrives_by_keys_and_by_text() {
 }
 
 #[test]
+fn a_password_field_takes_every_character() {
+    let Some((_server, hand, browser)) = start(Field::Password) else { return };
+    let Some(strokes) = strokes("de", "") else { return };
+    let typed = type_strokes(&hand, &strokes);
+    browser.expect(&typed);
+    browser.clear();
+    hand.text(&format!("{typed}{OTHERS}"));
+    browser.expect(&format!("{typed}{OTHERS}"));
+    browser.clear();
+    // The keypad's keys, whatever NumLock and Shift are.
+    for (keysym, modifier) in [(0xffb7, SHIFT_L), (0xffae, LEVEL3), (0xffab, SHIFT_L), (0xffb0, LEVEL3)] {
+        hand.tap(keysym, "");
+        hand.key(true, modifier, "");
+        hand.tap(keysym, "");
+        hand.key(false, modifier, "");
+    }
+    browser.expect("77..++00");
+    assert_eq!(hand.injector.stats().1, 0);
+}
+
+#[test]
 fn long_mixed_texts_and_fast_keys_arrive_exactly() {
-    let Some((_server, hand, browser)) = start() else { return };
+    let Some((_server, hand, browser)) = start(Field::Area) else { return };
     // Hundreds of different characters that no map has, far more than there are spare keys.
     let rare: Vec<char> = (0..250).map(|step| char::from_u32(0x4e00 + step * 7).unwrap()).collect();
     let mixed: String =
@@ -86,7 +107,7 @@ fn long_mixed_texts_and_fast_keys_arrive_exactly() {
 
 #[test]
 fn shortcuts_mean_the_letter_of_the_person_s_layout() {
-    let Some((_server, hand, browser)) = start() else { return };
+    let Some((_server, hand, browser)) = start(Field::Area) else { return };
     let control = |keysym, code: &str| {
         hand.key(true, CONTROL_L, "ControlLeft");
         hand.tap(keysym, code);
@@ -113,7 +134,7 @@ fn shortcuts_mean_the_letter_of_the_person_s_layout() {
 
 #[test]
 fn a_held_key_repeats_and_modifiers_held_by_the_viewer_do_not_spoil_texts() {
-    let Some((_server, hand, browser)) = start() else { return };
+    let Some((_server, hand, browser)) = start(Field::Area) else { return };
     for (keysym, code) in [(u32::from('x'), "KeyX"), (0xf6, "Semicolon"), (u32::from('?'), "Minus")] {
         (0..5).for_each(|_| hand.key(true, keysym, code));
         hand.key(false, keysym, code);
@@ -135,7 +156,7 @@ fn a_held_key_repeats_and_modifiers_held_by_the_viewer_do_not_spoil_texts() {
 
 #[test]
 fn a_long_clipboard_goes_into_the_page_and_out_again_and_a_wipe_empties_it() {
-    let Some((server, hand, browser)) = start() else { return };
+    let Some((server, hand, browser)) = start(Field::Area) else { return };
     let control = |letter: char| {
         hand.key(true, CONTROL_L, "ControlLeft");
         hand.tap(letter.into(), "");
