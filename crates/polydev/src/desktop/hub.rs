@@ -296,7 +296,7 @@ impl Hub {
         self.watch_stream(now);
         for viewer in self.viewers.values_mut() {
             if viewer.patience.grant(now) {
-                self.keyframes.want();
+                self.keyframes.want(now);
             }
         }
         if now >= self.stats_due {

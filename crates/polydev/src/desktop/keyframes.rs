@@ -15,19 +15,20 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
 /// Gathers the wishes of all viewers.
 #[derive(Debug, Default)]
 pub(super) struct Keyframes {
-    wanted: bool,
+    /// Since when one is wanted.
+    wanted: Option<Instant>,
     asked: Option<Instant>,
 }
 
 impl Keyframes {
     /// One is wanted.
-    pub(super) fn want(&mut self) {
-        self.wanted = true;
+    pub(super) fn want(&mut self, now: Instant) {
+        self.wanted.get_or_insert(now);
     }
 
     /// One came. Whoever wanted one gets it.
     pub(super) fn came(&mut self) {
-        self.wanted = false;
+        self.wanted = None;
     }
 
     /// Whether the guest is to be asked now.
@@ -35,15 +36,14 @@ impl Keyframes {
         // Not by `deadline`, which without an earlier question is a moment after `now`.
         let due = self.wanted && self.asked.is_none_or(|asked| asked + ASK_EVERY <= now);
         if due {
-            (self.wanted, self.asked) = (false, Some(now));
+            (self.wanted, self.asked) = (None, Some(now));
         }
         due
     }
 
     /// When it is to be asked.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        // Without an earlier question, at once: any moment that has passed will do.
-        self.wanted.then(|| self.asked.map_or_else(Instant::now, |asked| asked + ASK_EVERY))
+        self.wanted.map(|wanted| self.asked.map_or(wanted, |asked| wanted.max(asked + ASK_EVERY)))
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
             let mut asked: Vec<Instant> = Vec::new();
             for gap in gaps_ms {
                 now += Duration::from_millis(gap);
-                keyframes.want();
+                keyframes.want(now);
                 if keyframes.ask(now) {
                     asked.push(now);
                 }
@@ -132,6 +132,14 @@ mod tests {
         assert!(keyframes.ask(now));
         keyframes.want();
         assert!(!keyframes.ask(now), "the second one waits");
+    }
+
+    #[test]
+    fn the_first_wish_is_heeded_at_once() {
+        let (now, mut keyframes) = (Instant::now(), Keyframes::default());
+        assert!(!keyframes.ask(now));
+        keyframes.want(now);
+        assert!(keyframes.ask(now) && keyframes.deadline().is_none());
     }
 
     #[test]
