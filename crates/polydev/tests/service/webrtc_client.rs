@@ -130,12 +130,12 @@ impl Page {
             let (packet, proto, source) = match received {
                 Ok(Some(packet)) => packet,
                 Ok(None) | Err(_) => {
-                    self.rtc.handle_input(Input::Timeout(now)).unwrap();
+                    let _ = self.rtc.handle_input(Input::Timeout(now));
                     continue;
                 }
             };
             if let Ok(received) = Receive::new(proto, source, self.local, &packet) {
-                self.rtc.handle_input(Input::Receive(now, received)).unwrap();
+                let _ = self.rtc.handle_input(Input::Receive(now, received));
             }
         }
     }
@@ -156,10 +156,17 @@ impl Page {
 
     async fn drain(&mut self) -> Instant {
         loop {
-            match self.rtc.poll_output().unwrap() {
-                Output::Timeout(at) => return at,
-                Output::Transmit(transmit) => self.way.send(transmit.destination, &transmit.contents).await,
-                Output::Event(event) => self.note(event),
+            match self.rtc.poll_output() {
+                Ok(Output::Timeout(at)) => return at,
+                Ok(Output::Transmit(transmit)) => {
+                    self.way.send(transmit.destination, &transmit.contents).await;
+                }
+                Ok(Output::Event(event)) => self.note(event),
+                // As when the other side closes before all of it was set up.
+                Err(_) => {
+                    self.got.closed = true;
+                    return Instant::now() + Duration::from_secs(1);
+                }
             }
         }
     }

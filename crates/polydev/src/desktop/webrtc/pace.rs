@@ -22,6 +22,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 const DEMAND_BYTES: usize = 50_000;
 /// Bytes of a picture too small to make a difference: one packet.
 const SMALL: usize = 1100;
+/// What is sought when enough is known: next to nothing. Nothing at all would have the library look for it all the time.
+const LITTLE: Bitrate = Bitrate::kbps(10);
 /// The search for bandwidth after a picture that fills packets at the start of a connection.
 const FIRST_SEARCH: Duration = Duration::from_secs(3);
 
@@ -111,7 +113,11 @@ impl Pace {
         }
         let wanted = is_first || *bytes >= DEMAND_BYTES;
         (*window, *bytes) = (now, 0);
-        let target = if wanted { (self.estimate * 1.5).min(self.most) } else { Bitrate::ZERO };
+        let target = match wanted {
+            true => (self.estimate * 1.5).min(self.most),
+            false if sought.is_zero() => Bitrate::ZERO,
+            false => LITTLE,
+        };
         if target == *sought {
             return None;
         }
@@ -175,6 +181,20 @@ mod tests {
         }
         assert_eq!(sought, [], "it seeks the same all the time");
         assert_eq!(pace.estimated(Bitrate::mbps(50)), Some(Bitrate::kbps(6000)));
+    }
+
+    #[test]
+    fn enough_is_known_when_little_is_sent() {
+        let (mut pace, now) = (Pace::new(20_000), Instant::now());
+        pace.sending(now, 90_000);
+        assert_eq!(pace.tick(now), Some(Pacing::Seek(Bitrate::kbps(7500))));
+        let mut sought = Vec::new();
+        for step in 1..80 {
+            let now = now + 100 * MS * step;
+            pace.sending(now, 2000);
+            sought.extend(pace.tick(now));
+        }
+        assert_eq!(sought, [Pacing::Seek(LITTLE)]);
     }
 
     #[test]
