@@ -43,6 +43,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const STEADY: Duration = Duration::from_secs(30);
 /// How often the X server's sockets are looked for.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// Bytes on their way from the host and to it: a picture should not need many steps.
+const JOIN_BUFFERS: (usize, usize) = (8 << 10, 64 << 10);
 /// Emulated machines are slow to start one.
 const X_LIMIT: Duration = Duration::from_secs(120);
 
@@ -102,7 +104,8 @@ pub(crate) async fn join(agent: &Rc<Agent>, socket: &str, mut stream: Stream) {
     match UnixStream::connect(socket).await {
         Ok(mut socket) => {
             // Either side may go at any time.
-            let _ = tokio::io::copy_bidirectional(&mut stream, &mut socket).await;
+            let (up, down) = JOIN_BUFFERS;
+            let _ = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut socket, up, down).await;
         }
         Err(error) => agent.log.note("desktop", format_args!("{socket}: {error}")),
     }

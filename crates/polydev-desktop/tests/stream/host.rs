@@ -46,32 +46,48 @@ impl Host {
         self.socket.write_all(&framed(&message.encode())).unwrap();
     }
 
-    /// The next message; `None` at the end.
+    /// The next message; `None` at the end. Frames are decoded.
     pub(crate) fn next(&mut self) -> Option<FromDesktop> {
+        self.try_next().unwrap_or_else(|error| panic!("nothing came in time: {error}"))
+    }
+
+    /// Reads until nothing came for so long.
+    pub(crate) fn until_silent(&mut self, silence: Duration) {
+        let deadline = Instant::now() + LIMIT;
+        self.socket.set_read_timeout(Some(silence)).unwrap();
+        while let Ok(message) = self.try_next() {
+            assert!(message.is_some(), "the program hung up");
+            assert!(Instant::now() < deadline, "it goes on and on");
+        }
+        self.socket.set_read_timeout(Some(LIMIT)).unwrap();
+    }
+
+    fn try_next(&mut self) -> std::io::Result<Option<FromDesktop>> {
         loop {
             if let Some(message) = self.cutter.next().unwrap() {
-                return Some(FromDesktop::decode(message).unwrap());
+                let message = FromDesktop::decode(message).unwrap();
+                if let FromDesktop::Frame(frame) = &message {
+                    assert_eq!(frame.seq, self.next_seq, "a frame is missing");
+                    self.next_seq += 1;
+                    self.decoder.take(frame);
+                }
+                return Ok(Some(message));
             }
             let mut chunk = [0; 16 << 10];
             match self.socket.read(&mut chunk) {
-                Ok(0) => return None,
+                Ok(0) => return Ok(None),
                 Ok(count) => self.cutter.extend(&chunk[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("nothing came in time: {error}"),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// The next frame, decoded.
+    /// The next frame.
     pub(crate) fn frame(&mut self) -> Frame {
         loop {
             match self.next() {
-                Some(FromDesktop::Frame(frame)) => {
-                    assert_eq!(frame.seq, self.next_seq, "a frame is missing");
-                    self.next_seq += 1;
-                    self.decoder.take(&frame);
-                    return frame;
-                }
+                Some(FromDesktop::Frame(frame)) => return frame,
                 Some(_) => {}
                 None => panic!("the program hung up"),
             }
