@@ -33,8 +33,7 @@ impl Keyframes {
 
     /// Whether the guest is to be asked now.
     pub(super) fn ask(&mut self, now: Instant) -> bool {
-        // Not by `deadline`, which without an earlier question is a moment after `now`.
-        let due = self.wanted && self.asked.is_none_or(|asked| asked + ASK_EVERY <= now);
+        let due = self.deadline().is_some_and(|due| due <= now);
         if due {
             (self.wanted, self.asked) = (None, Some(now));
         }
