@@ -248,6 +248,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/stream/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The live desktop of a sign-in as a WebSocket. The service sends binary messages (pictures, pointer) and words as JSON
+         *     text, of which `{"type":"resume","token"}` is the first; the page sends binary input events and words as JSON text.
+         */
+        get: operations["stream"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/vms": {
         parameters: {
             query?: never;
@@ -328,10 +348,64 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists ICE servers: none, since no media goes by WebRTC. */
+        /** Lists ICE servers with credentials made for the caller. */
         get: operations["ice_servers"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webrtc/session/{id}/answer": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The newest answer, or that to a viewer. */
+        get: operations["last_answer"];
+        put?: never;
+        /** Always refused: the service answers offers itself. */
+        post: operations["answer"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webrtc/session/{id}/candidates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Candidates of the service, as in its newest answer or in that to a viewer. */
+        get: operations["candidates"];
+        put?: never;
+        /** Takes note of a page's candidates. */
+        post: operations["add_candidates"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webrtc/session/{id}/offer": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The newest offer, or that of a viewer. */
+        get: operations["last_offer"];
+        put?: never;
+        /** Answers an offer to watch the live browser. The same offer again gets the same answer. */
+        post: operations["offer"];
         delete?: never;
         options?: never;
         head?: never;
@@ -355,10 +429,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Figures of the service in the OpenMetrics text format. */
+        get: operations["metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** @description One candidate, as `RTCIceCandidate` has it. */
+        CandidateLine: {
+            /** @description `candidate:...` */
+            candidate: string;
+            /**
+             * Format: int32
+             * @description The same, as a number.
+             */
+            sdpMLineIndex?: number | null;
+            /** @description Section it is for. */
+            sdpMid?: string | null;
+            /** @description Name of the ICE session. */
+            usernameFragment?: string | null;
+        };
+        /** @description What became of a page's candidates. */
+        CandidatesTaken: {
+            /**
+             * @description For each in turn: `noted`, `local_name` (names of mDNS say nothing here), `foreign_address` (nobody can be reached
+             *     there) or `malformed`. None of them is needed: the service answers to where verified requests come from.
+             */
+            results: string[];
+            success: boolean;
+        };
         /** @description A workspace to start. */
         CreateRequest: {
             userId: string;
@@ -389,6 +503,13 @@ export interface components {
         CredentialList: {
             credentials: components["schemas"]["CredentialDto"][];
         };
+        /** @description One side's description of a connection. */
+        Description: {
+            /** @description SDP. */
+            sdp: string;
+            /** @description `offer` or `answer`. */
+            type: string;
+        };
         /** @description A page and the code to type there. */
         DeviceCode: {
             /** @description The code. */
@@ -416,6 +537,11 @@ export interface components {
             fastStart: string;
             /** @description Id of the golden image. */
             image?: string | null;
+            /**
+             * Format: int32
+             * @description Port of desktops over WebRTC, for UDP and TCP.
+             */
+            mediaPort: number;
             /** @description Why no VM can be made. */
             reason?: string | null;
             /** @description Sign-ins. */
@@ -429,10 +555,25 @@ export interface components {
             /** @description Version of polydev. */
             version: string;
         };
-        /** @description ICE servers. The live browser comes over a WebSocket of this service, so there are none to name. */
+        /** @description One entry of a page's `iceServers`. */
+        IceServer: {
+            /** @description Password to use there. */
+            credential?: string | null;
+            /** @description Where it is, as `stun:`, `turn:` or `turns:` addresses. */
+            urls: string[];
+            /** @description Name to use there. */
+            username?: string | null;
+        };
+        /** @description ICE servers. */
         IceServers: {
-            iceServers: string[];
+            /** @description For `RTCPeerConnection`, as they are. */
+            iceServers: components["schemas"]["IceServer"][];
             success: boolean;
+            /**
+             * Format: int64
+             * @description For how many seconds the credentials can be used to begin; what has begun goes on.
+             */
+            ttlSeconds: number;
         };
         /** @description Exactly one of the two. */
         InputRequest: {
@@ -444,6 +585,28 @@ export interface components {
         /** @description The tool took it. */
         InputTaken: {
             success: boolean;
+        };
+        /** @description The answer a viewer got. */
+        LastAnswer: {
+            /** @description What its page was answered. */
+            answer: components["schemas"]["Description"];
+            success: boolean;
+            /**
+             * Format: int32
+             * @description The viewer's number.
+             */
+            viewerId: number;
+        };
+        /** @description The offer of a viewer. */
+        LastOffer: {
+            /** @description What its page offered, without its candidates. */
+            offer: components["schemas"]["Description"];
+            success: boolean;
+            /**
+             * Format: int32
+             * @description The viewer's number.
+             */
+            viewerId: number;
         };
         /** @description A fresh link. */
         Link: {
@@ -467,6 +630,34 @@ export interface components {
             oauthURL: string;
             success: boolean;
         };
+        /** @description The answer to an offer. */
+        OfferAnswer: {
+            /** @description For `setRemoteDescription`. Has the candidates of the service in it. */
+            answer: components["schemas"]["Description"];
+            /** @description With it, the viewer can come again within a minute. A secret. */
+            resume: string;
+            success: boolean;
+            /**
+             * Format: int32
+             * @description The viewer's number.
+             */
+            viewerId: number;
+        };
+        /** @description A page's offer. */
+        OfferRequest: {
+            /** @description The token of the viewer this page was, to keep its number and role. */
+            resume?: string | null;
+            role?: components["schemas"]["Role"] | null;
+            /** @description SDP with one section that takes H.264 baseline, and one for data channels named `input` and `moves`. */
+            sdp: string;
+            /** @description `offer`, if it is given at all. */
+            type?: string | null;
+            /**
+             * Format: int32
+             * @description With `resume`: the connection of this viewer goes on, as at an ICE restart.
+             */
+            viewerId?: number | null;
+        };
         /** @description A link to redeem. */
         OpenRequest: {
             /** @description What comes after `#` in the link. */
@@ -475,6 +666,16 @@ export interface components {
         /** @description The page is signed in. */
         Opened: {
             success: boolean;
+        };
+        /** @description Candidates of a page. */
+        PageCandidates: {
+            /** @description At most 64. */
+            candidates: components["schemas"]["CandidateLine"][];
+            /**
+             * Format: int32
+             * @description Whose they are.
+             */
+            viewerId?: number | null;
         };
         /** @description What a caller is told about a failed request. */
         Problem: {
@@ -529,6 +730,22 @@ export interface components {
             credential?: components["schemas"]["CredentialDto"] | null;
             session: components["schemas"]["SessionDto"];
             success: boolean;
+        };
+        /**
+         * @description What a viewer may do.
+         * @enum {string}
+         */
+        Role: "control" | "view";
+        /** @description Candidates of the service. */
+        ServiceCandidates: {
+            /** @description For `addIceCandidate`; they are in the answer, too. */
+            candidates: components["schemas"]["CandidateLine"][];
+            success: boolean;
+            /**
+             * Format: int32
+             * @description The viewer's number.
+             */
+            viewerId: number;
         };
         SessionCount: {
             active: number;
@@ -1116,6 +1333,58 @@ export interface operations {
             };
         };
     };
+    stream: {
+        parameters: {
+            query?: {
+                /** @description What the page wants to do; `control` unless told otherwise. One viewer at a time has it. */
+                role?: components["schemas"]["Role"];
+                /** @description The token of the viewer this page was, to keep its number and role. One that is too old is not heeded. */
+                resume?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description WebSocket, subprotocol `polydev.desktop.v1` */
+            101: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description There is no such sign-in */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no live browser now */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too many watch */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list: {
         parameters: {
             query?: never;
@@ -1308,6 +1577,228 @@ export interface operations {
             };
         };
     };
+    last_answer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description Its number; the newest one unless given. */
+                viewerId: number | null;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LastAnswer"];
+                };
+            };
+            /** @description Nobody has offered anything */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    answer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Offers are answered by the service */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    candidates: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description Its number; the newest one unless given. */
+                viewerId: number | null;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ServiceCandidates"];
+                };
+            };
+            /** @description Nobody has offered anything */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    add_candidates: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PageCandidates"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CandidatesTaken"];
+                };
+            };
+            /** @description Nobody has offered anything */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    last_offer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description Its number; the newest one unless given. */
+                viewerId: number | null;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LastOffer"];
+                };
+            };
+            /** @description Nobody has offered anything */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    offer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["OfferRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OfferAnswer"];
+                };
+            };
+            /** @description There is no such sign-in */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no live browser now */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The viewer cannot be resumed */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The offer cannot be used; watch over the WebSocket */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too many viewers */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     health: {
         parameters: {
             query?: never;
@@ -1323,6 +1814,26 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Health"];
+                };
+            };
+        };
+    };
+    metrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OpenMetrics */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/openmetrics-text": string;
                 };
             };
         };
