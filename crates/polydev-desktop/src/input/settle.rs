@@ -30,6 +30,9 @@ pub(super) const MAP_KNOWN: usize = 3;
 /// Pings after which the events before them have been read.
 pub(super) const EVENTS_READ: usize = 1;
 
+/// Window managers ping, too, and count from one: their answers are not ours.
+const FIRST_SERIAL: u32 = 1 << 30;
+
 x11rb::atom_manager! {
     /// Names used of the window manager's protocols.
     Names: NamesCookie {
@@ -52,7 +55,7 @@ impl Settler {
         // Answers go to the root window.
         let events = ChangeWindowAttributesAux::new().event_mask(EventMask::SUBSTRUCTURE_NOTIFY);
         x.change_window_attributes(display.root(), &events)?.check()?;
-        Ok(Self { names, serial: 0 })
+        Ok(Self { names, serial: FIRST_SERIAL })
     }
 
     /// Whether the program with the focus has answered so many pings. Without such a program there is nothing to wait
