@@ -102,7 +102,7 @@ impl<R: Clone> Server<R> {
     }
 
     /// Takes one message or frame of a client's. `open` makes a relayed address.
-    pub(super) fn from_client(
+    pub(super) fn hear_client(
         &mut self,
         client: Client,
         bytes: &[u8],
@@ -127,7 +127,7 @@ impl<R: Clone> Server<R> {
     }
 
     /// Takes a datagram of a peer's. Gives what to send to the client.
-    pub(super) fn from_peer(
+    pub(super) fn hear_peer(
         &mut self,
         client: Client,
         relayed: SocketAddr,

@@ -134,7 +134,7 @@ impl Shared {
 
     /// Takes one message of a client's and does what it leads to.
     fn take(self: &Arc<Self>, client: Client, bytes: &[u8], exit: &Exit) {
-        let outcome = self.server().from_client(client, bytes, self.now(), |port| self.open_relay(port));
+        let outcome = self.server().hear_client(client, bytes, self.now(), |port| self.open_relay(port));
         match outcome {
             Outcome::Silence => {}
             Outcome::Answer(answer) => self.send(exit, answer),
@@ -266,7 +266,7 @@ async fn serve_relayed(
         match socket.recv_from(&mut buffer).await {
             Ok((length, _)) if length > DATAGRAM_MAX => count(&shared.counters.datagrams_dropped),
             Ok((length, peer)) => {
-                let out = shared.server().from_peer(client, relayed, peer, &buffer[..length], Instant::now());
+                let out = shared.server().hear_peer(client, relayed, peer, &buffer[..length], Instant::now());
                 if let Some(bytes) = out {
                     shared.send(&exit, bytes);
                 }

@@ -70,7 +70,7 @@ impl World {
     fn take(&mut self, client: Client, bytes: &[u8]) -> Outcome<()> {
         self.next_port += 1;
         let relayed = SocketAddr::new([127, 0, 0, 1].into(), self.next_port);
-        self.server.from_client(client, bytes, self.now, |_| Ok((relayed, ())))
+        self.server.hear_client(client, bytes, self.now, |_| Ok((relayed, ())))
     }
 
     /// Sends a signed request; gives the error code, 0 when it was granted.
@@ -302,7 +302,7 @@ fn data_goes_both_ways_with_a_permission_and_not_without() {
             .finish(None, false)
     };
     assert!(matches!(world.take(page.client, &send(peer)), Outcome::Silence));
-    assert!(world.server.from_peer(page.client, relayed, peer, b"pong", world.now.at).is_none());
+    assert!(world.server.hear_peer(page.client, relayed, peer, b"pong", world.now.at).is_none());
     assert_eq!(world.ask_about(&page, method::CREATE_PERMISSION, None, ENDPOINT), 0);
 
     let message = send(peer);
@@ -310,9 +310,9 @@ fn data_goes_both_ways_with_a_permission_and_not_without() {
     assert_eq!((to, &message[data]), (peer, &b"ping"[..]));
     let sibling = "127.0.0.1:22".parse().unwrap();
     assert!(matches!(world.take(page.client, &send(sibling)), Outcome::Silence), "same address, other port");
-    assert!(world.server.from_peer(page.client, relayed, sibling, b"x", world.now.at).is_none());
+    assert!(world.server.hear_peer(page.client, relayed, sibling, b"x", world.now.at).is_none());
 
-    let indication = world.server.from_peer(page.client, relayed, peer, b"pong", world.now.at).unwrap();
+    let indication = world.server.hear_peer(page.client, relayed, peer, b"pong", world.now.at).unwrap();
     let indication = Message::parse(&indication).unwrap();
     assert_eq!(indication.address(attribute::XOR_PEER_ADDRESS), Some(peer));
     assert_eq!(indication.get(attribute::DATA), Some(&b"pong"[..]));
@@ -320,7 +320,7 @@ fn data_goes_both_ways_with_a_permission_and_not_without() {
     assert_eq!(world.ask_about(&page, method::CHANNEL_BIND, Some(0x4001), ENDPOINT), 0);
     let frame = write_channel(0x4001, b"ping", false);
     assert!(matches!(world.take(page.client, &frame), Outcome::Relay { .. }));
-    let frame = world.server.from_peer(page.client, relayed, peer, b"pong!", world.now.at).unwrap();
+    let frame = world.server.hear_peer(page.client, relayed, peer, b"pong!", world.now.at).unwrap();
     assert_eq!(read_channel(&frame), Some((0x4001, &b"pong!"[..])));
 
     assert_eq!(world.ask(&page, method::REFRESH, &[(attribute::LIFETIME, &[0; 4])]), 0);
@@ -339,7 +339,7 @@ fn a_client_that_reconnects_does_not_get_what_was_for_its_former_allocation() {
     assert_eq!(world.allocate(&page), 0);
     assert_eq!(world.ask_about(&page, method::CREATE_PERMISSION, None, ENDPOINT), 0);
     let peer = ENDPOINT.parse().unwrap();
-    assert!(world.server.from_peer(page.client, old, peer, b"late", world.now.at).is_none());
+    assert!(world.server.hear_peer(page.client, old, peer, b"late", world.now.at).is_none());
 }
 
 #[test]
@@ -391,7 +391,7 @@ proptest! {
                 prop_assert_eq!(peer, ENDPOINT.parse().unwrap());
             }
         }
-        let came = world.server.from_peer(page.client, relayed, peer, &noise[0], world.now.at);
+        let came = world.server.hear_peer(page.client, relayed, peer, &noise[0], world.now.at);
         prop_assert!(came.is_none() || peer == ENDPOINT.parse().unwrap());
     }
 }
