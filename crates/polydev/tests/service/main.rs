@@ -3,6 +3,8 @@
 
 mod app;
 mod bad_input;
+mod desktop;
+mod desktop_lane;
 mod faults;
 mod openapi;
 mod restart;
@@ -11,3 +13,5 @@ mod sockets;
 mod turn;
 mod turn_client;
 mod turn_coturn;
+mod webrtc;
+mod webrtc_client;

@@ -10,9 +10,9 @@ use tokio_tungstenite::{
 
 use crate::app::TestApp;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn listen(app: &TestApp) -> SocketAddr {
+pub(crate) async fn listen(app: &TestApp) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = app.router();
@@ -20,7 +20,7 @@ async fn listen(app: &TestApp) -> SocketAddr {
     address
 }
 
-async fn connect(
+pub(crate) async fn connect(
     app: &TestApp,
     address: SocketAddr,
     path: &str,
