@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     time::Instant,
 };
@@ -23,7 +24,10 @@ pub(super) struct Program(pub(super) Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // Helpers of a browser write to its profile as long as they live.
+        if let Some(group) = rustix::process::Pid::from_raw(self.0.id().cast_signed()) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         let _ = self.0.wait();
     }
 }
@@ -31,7 +35,7 @@ impl Drop for Program {
 impl Program {
     /// `None`, with a line that says so, if it is not installed.
     pub(super) fn start(command: &mut Command) -> Option<Self> {
-        match command.spawn() {
+        match command.process_group(0).spawn() {
             Ok(child) => Some(Self(child)),
             Err(error) => {
                 println!("SKIPPED: {} does not start: {error}", command.get_program().display());
