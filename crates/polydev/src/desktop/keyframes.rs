@@ -125,16 +125,6 @@ mod tests {
 
     #[test]
     fn the_first_wish_is_heeded_at_once() {
-        let mut keyframes = Keyframes::default();
-        let now = Instant::now();
-        keyframes.want();
-        assert!(keyframes.ask(now));
-        keyframes.want();
-        assert!(!keyframes.ask(now), "the second one waits");
-    }
-
-    #[test]
-    fn the_first_wish_is_heeded_at_once() {
         let (now, mut keyframes) = (Instant::now(), Keyframes::default());
         assert!(!keyframes.ask(now));
         keyframes.want(now);
