@@ -109,6 +109,9 @@ const actions = {
     page = await context.newPage();
     if (request.link) await enter(context, request.link);
     page.on("pageerror", (error) => process.stderr.write(`page: ${error.message}\n`));
+    page.on("console", (message) => {
+      if (message.type() === "error") process.stderr.write(`page: ${message.text()} ${message.location().url}\n`);
+    });
     const origin = request.origin ?? NOWHERE;
     await page.route((url) => url.origin === origin && (url.pathname.startsWith(PAGE) || url.pathname.startsWith("/novnc/")), serve);
     await page.route((url) => url.pathname.endsWith("/offer"), (route) => offer(route, request));
@@ -140,7 +143,7 @@ const actions = {
     try {
       await page.waitForFunction(fits, [kind, size], { polling: 20, timeout: PICTURE_LIMIT_MS });
     } catch (error) {
-      const is = await page.evaluate(() => `${lane.kind()} ${lane.size().join("x")}`);
+      const is = await page.evaluate(() => `${lane.kind()} ${lane.size().join("x")} ${JSON.stringify(lane.state?.() ?? null)}`);
       throw new Error(`no picture of ${size.join("x")}: there is ${is}: ${error.message}`);
     }
     return page.evaluate(() => ({ firstPictureMs: lane.meter.firstAt - (lane.askedAt ?? lane.meter.firstAt), kind: lane.kind() }));

@@ -7,6 +7,7 @@ const now = () => performance.timeOrigin + performance.now();
 export async function open({ session, size: [width, height] }) {
   await import(VIEWER);
   const element = document.createElement("polydev-desktop");
+  element.setAttribute("session", session);
   Object.assign(element.style, { width: `${width}px`, height: `${height}px` });
   const view = () => element.viewer?.front?.lane.view;
   const lane = {
@@ -15,6 +16,7 @@ export async function open({ session, size: [width, height] }) {
     kind: () => element.viewer?.front?.lane.kind ?? null,
     size: () => Object.values(element.state?.desktop ?? {}),
     path: () => element.state?.path,
+    state: () => element.state,
     hub: null,
     focus: () => element.focus(),
   };

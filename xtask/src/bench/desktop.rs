@@ -51,6 +51,8 @@ const STILL_PAGE_TITLE: &str = "Still (polydev demo)";
 const SETTLE: Duration = Duration::from_secs(5);
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Of the controller, its log among it.
+const STATE: &str = "state";
 /// Lines of a program's log that are shown after a failure.
 const LAST_WORDS: usize = 15;
 const TMPFS: &str = "/dev/shm";
@@ -174,7 +176,7 @@ pub(super) fn desktop(options: &Options) -> Result<Report> {
     if options.lanes.iter().any(|lane| lane.server().is_some()) {
         setup::bench_packages()?;
     }
-    let built = if ours { Some(product::build()?) } else { None };
+    let built = if ours { Some(product::build(options.as_built)?) } else { None };
     interrupt::listen()?;
 
     let began = Instant::now();
@@ -215,7 +217,9 @@ impl Place {
 
     /// The last words of every program.
     fn tell_logs(&self) {
-        let files = fs::read_dir(self.0.path()).into_iter().flatten().flatten().map(|file| file.path());
+        let dirs = [self.0.path().to_owned(), self.0.path().join(STATE)];
+        let files = dirs.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+        let files = files.map(|file| file.path());
         for file in files.filter(|file| file.extension().is_some_and(|ending| ending == "log")) {
             let text = fs::read(&file).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
@@ -254,7 +258,7 @@ impl Run<'_> {
             }
         }
         if let Some(built) = built {
-            let product = Product::start(built, &self.place.sub("state")?)?;
+            let product = Product::start(built, &self.place.sub(STATE)?)?;
             for size in &self.options.sizes {
                 self.product(&mut receiver, &product, *size)?;
             }
@@ -338,25 +342,15 @@ impl Run<'_> {
             (clocks.used()?, bytes(receiver)? - before, began.elapsed().as_secs_f64());
         let name = |what: &str| format!("idle {} webrtc: {what}", size.name());
         let share = |used: f64| [100.0 * used / seconds];
-        self.rows.extend(Row::of(
-            name("CPU of all our parts"),
-            "% of a core",
-            &share(used.total()),
-            Some(1.0),
-        ));
-        self.rows.extend(Row::of(
-            name("CPU of the desktop program"),
-            "% of a core",
-            &share(used.streamer),
-            None,
-        ));
-        self.rows.extend(Row::of(name("CPU of agent and watcher"), "% of a core", &share(used.agent), None));
-        self.rows.extend(Row::of(
-            name("CPU of the controller"),
-            "% of a core",
-            &share(used.controller),
-            None,
-        ));
+        for (what, seconds, goal) in [
+            ("CPU of all our parts", used.total(), Some(1.0)),
+            ("CPU of the desktop program", used.streamer, None),
+            ("CPU of the watcher", used.watcher, None),
+            ("CPU of the agent", used.agent, None),
+            ("CPU of the controller", used.controller, None),
+        ] {
+            self.rows.extend(Row::of(name(what), "% of a core", &share(seconds), goal));
+        }
         self.rows.extend(Row::of(name("both ways"), "B/s", &[grown / seconds], Some(2000.0)));
         Ok(())
     }

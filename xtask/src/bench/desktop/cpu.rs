@@ -53,9 +53,14 @@ pub(super) fn tree(root: u32) -> Vec<u32> {
     tree
 }
 
-/// Whether one of a process's mounts comes from a path that holds `part`.
-pub(super) fn has_mount_of(pid: u32, part: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|mounts| mounts.contains(part))
+/// Whether a process sees a path that holds `part` mounted in that place.
+pub(super) fn has_mounted(pid: u32, part: &str, place: &str) -> bool {
+    // proc(5): the fourth field is the path within the file system, the fifth the place.
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .any(|fields| fields.get(3).is_some_and(|path| path.contains(part)) && fields.get(4) == Some(&place))
 }
 
 /// The words a process was started with.

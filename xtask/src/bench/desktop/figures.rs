@@ -51,6 +51,7 @@ pub(super) struct Cell {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Parts {
     streamer: f64,
+    watcher: f64,
     agent: f64,
     controller: f64,
 }
@@ -96,6 +97,7 @@ impl Cell {
                 used.total(),
                 Some(Parts {
                     streamer: share(used.streamer),
+                    watcher: share(used.watcher),
                     agent: share(used.agent),
                     controller: share(used.controller),
                 }),

@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(super) lanes: Vec<Lane>,
     pub(super) scenes: Vec<Scene>,
     pub(super) sizes: Vec<Size>,
+    /// Page, guest programs and image are taken as they were built before.
+    pub(super) as_built: bool,
     /// Whether the bad network is tried, too.
     pub(super) network: bool,
     pub(super) idle: Duration,
@@ -35,6 +37,7 @@ impl Options {
             lanes: Lane::ALL.to_vec(),
             scenes: Scene::ALL.to_vec(),
             sizes: Size::ALL.to_vec(),
+            as_built: false,
             network: true,
             idle: IDLE,
             network_time: NETWORK,
@@ -53,6 +56,7 @@ impl Options {
                     let seconds = value()?.parse().context("--seconds is a number")?;
                     options.time = Some(Duration::from_secs(seconds));
                 }
+                "--as-built" => options.as_built = true,
                 "--no-network" => options.network = false,
                 "--quick" => {
                     options.sizes = vec![Size::Hd];
@@ -62,7 +66,7 @@ impl Options {
                 }
                 other => bail!(
                     "unknown option {other}; there are --stack, --scene, --size (each a list with commas), --seconds, \
-                     --no-network, --quick, --json and --enforce"
+                     --no-network, --as-built, --quick, --json and --enforce"
                 ),
             }
         }

@@ -23,6 +23,8 @@ use crate::{
 const DESKTOP_LIMIT: Duration = Duration::from_secs(60);
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Where the driver shares a directory with a VM (crates/polydev-core/src/guest.rs).
+const CHANNEL: &str = "/run/polydev/channel";
 /// The demo's own host, as the guest knows it.
 const GUEST_ORIGIN: &str = "https://id.polydev.test";
 
@@ -33,11 +35,16 @@ pub(super) struct Built {
     guest: Guest,
 }
 
-/// Builds everything that is not there.
-pub(super) fn build() -> Result<Built> {
+/// Builds everything that is not there; the image and the guest programs only unless they are to be taken as they are.
+pub(super) fn build(as_built: bool) -> Result<Built> {
     setup::packages()?;
     setup::node()?;
     setup::npm_modules("demo")?;
+    if as_built {
+        let dir = std::env::var_os("XTASK_GUEST_DIR").map_or_else(compile::guest_dir, PathBuf::from);
+        let guest = Guest { agent: dir.join("polydev-agent"), desktop: dir.join("polydev-desktop") };
+        return Ok(Built { polydev: compile::controller(Profile::Release)?, guest });
+    }
     compile::web()?;
     let guest = compile::guest()?;
     let polydev = compile::controller(Profile::Release)?;
@@ -57,8 +64,9 @@ pub(super) struct Product {
 pub(super) struct SignIn {
     pub(super) id: String,
     pub(super) display: Display,
-    /// Agent of the VM, and programs of the desktop.
-    guest: Vec<u32>,
+    agent: Vec<u32>,
+    /// The program that looks whether the screen is painted.
+    watcher: Vec<u32>,
     /// The program that sends the picture.
     streamer: u32,
     controller: u32,
@@ -69,8 +77,10 @@ pub(super) struct SignIn {
 pub(super) struct Used {
     /// Seconds of the program that sends the picture.
     pub(super) streamer: f64,
-    /// Seconds of all the rest in the guest: the agent and the watcher.
+    /// Seconds of the agent.
     pub(super) agent: f64,
+    /// Seconds of the program that looks whether the screen is painted.
+    pub(super) watcher: f64,
     /// Seconds of the controller.
     pub(super) controller: f64,
 }
@@ -132,17 +142,18 @@ impl Product {
 
     /// Finds the processes of a VM, by the directory that the driver shares with it.
     fn look_up(&self, id: String, vm: &str) -> Result<SignIn> {
-        let ours = |pid: &u32| cpu::has_mount_of(*pid, vm);
+        let ours = |pid: &u32| cpu::has_mounted(*pid, vm, CHANNEL);
         let all = |name: &str| -> Vec<u32> { cpu::named(name).into_iter().filter(ours).collect() };
         let x_server = *all("Xtigervnc").first().context("the VM has an X server")?;
-        let streamer = all("polydev-desktop");
-        let streamer =
-            streamer.into_iter().find(|pid| cpu::arguments(*pid).iter().any(|word| word == "stream"));
+        let (streamer, watcher): (Vec<u32>, Vec<u32>) = all("polydev-desktop")
+            .into_iter()
+            .partition(|pid| cpu::arguments(*pid).iter().any(|word| word == "stream"));
         Ok(SignIn {
             id,
             display: Display::of_guest(Path::new(&format!("/proc/{x_server}/root")))?,
-            guest: [all("polydev-agent"), all("polydev-desktop")].concat(),
-            streamer: streamer.context("the VM has a program that sends the picture")?,
+            agent: all("polydev-agent"),
+            watcher,
+            streamer: *streamer.first().context("the VM has a program that sends the picture")?,
             controller: self.stack().controller_pid(),
         })
     }
@@ -183,10 +194,10 @@ impl Drop for Product {
 impl SignIn {
     /// Runs the clocks of all parts.
     pub(super) fn clocks(&self) -> Result<Clocks> {
-        let rest: Vec<u32> = self.guest.iter().copied().filter(|pid| *pid != self.streamer).collect();
         Ok(Clocks {
             streamer: CpuClock::start(&[self.streamer])?,
-            agent: CpuClock::start(&rest)?,
+            agent: CpuClock::start(&self.agent)?,
+            watcher: CpuClock::start(&self.watcher)?,
             controller: CpuClock::start(&[self.controller])?,
         })
     }
@@ -197,6 +208,7 @@ impl SignIn {
 pub(super) struct Clocks {
     streamer: CpuClock,
     agent: CpuClock,
+    watcher: CpuClock,
     controller: CpuClock,
 }
 
@@ -205,6 +217,7 @@ impl Clocks {
         Ok(Used {
             streamer: self.streamer.used()?,
             agent: self.agent.used()?,
+            watcher: self.watcher.used()?,
             controller: self.controller.used()?,
         })
     }
@@ -212,6 +225,6 @@ impl Clocks {
 
 impl Used {
     pub(super) fn total(&self) -> f64 {
-        self.streamer + self.agent + self.controller
+        self.streamer + self.agent + self.watcher + self.controller
     }
 }
