@@ -16,6 +16,11 @@ use super::{
 
 /// Under the first rate text is tuned for sharpness, over the second for least delay; between them nothing changes.
 const AUTO_KBPS: (u32, u32) = (1_700, 2_300);
+/// Finest and coarsest step of the quantiser, from 0 to 51. Finer ones cannot be told apart, and a picture that is still
+/// would be carried there: the next change, coded as finely, would be much larger than what the link takes.
+const CAMERA_STEPS: (c_int, c_int) = (22, 42);
+/// The same for the screen tuning: text stays legible at all times.
+const SCREEN_STEPS: (c_int, c_int) = (26, 35);
 /// SMPTE 170M, which is BT.601 (H.264, annex E).
 const BT601: u8 = 6;
 
@@ -118,6 +123,7 @@ fn choose(settings: &mut SEncParamExt, tuning: Tuning, rate: Rate, [width, heigh
     // A keyframe of long ago would count against the next change: debts are counted in frames, and here frames are rare.
     settings.bFixRCOverShoot = false;
     settings.eSpsPpsIdStrategy = CONSTANT_ID;
+    (settings.iMinQp, settings.iMaxQp) = if screen { SCREEN_STEPS } else { CAMERA_STEPS };
     // More threads only cost.
     settings.iMultipleThreadIdc = 1;
     settings.bEnableAdaptiveQuant = false;
