@@ -105,7 +105,8 @@ impl TurnConfig {
             TurnListen::Off => near,
             TurnListen::Near(address) | TurnListen::At(address) => address,
         };
-        if at.ip().is_unspecified() {
+        // An address that follows the server's is judged there.
+        if matches!(listen, TurnListen::At(address) if address.ip().is_unspecified()) {
             settings.reject(
                 "turn_listen",
                 "give one address of this machine: relayed addresses are opened on it",
