@@ -149,7 +149,8 @@ struct Shared {
     public: Vec<IpAddr>,
     max_kbps: u32,
     identity: Identity,
-    net: Arc<Net>,
+    /// Until the port is given back.
+    net: Mutex<Option<Arc<Net>>>,
     routes: Arc<Routes>,
     table: Mutex<Table>,
 }
@@ -192,7 +193,7 @@ impl Endpoint {
             public: config.public_addresses.clone(),
             max_kbps: config.max_kbps,
             identity,
-            net: Arc::clone(&net),
+            net: Mutex::new(Some(Arc::clone(&net))),
             routes: Arc::new(Routes::default()),
             table: Mutex::default(),
         });
@@ -294,6 +295,7 @@ impl Endpoint {
             // A panic there has been printed.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        self.shared.net.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Has the connection of a viewer go on: ICE restart, or another description of the same. `None` if it cannot.
@@ -338,13 +340,15 @@ impl Endpoint {
         pace: Pace,
     ) -> Result<Answered, OfferError> {
         let shared = Arc::clone(&self.shared);
+        let net = shared.net.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let net = net.ok_or(JoinError::ShuttingDown)?;
         let Joined { viewer, link, frames, words } = joined;
         let answered =
             Answered { viewer, resume: Zeroizing::new(link.reconnect_token()), answer: answer.clone() };
         let (inbox, packets) = mpsc::channel(INBOX);
         let (commands, asked) = mpsc::channel(1);
         let key = shared.routes.add(inbox);
-        let (net, routes) = (Arc::clone(&shared.net), Arc::clone(&shared.routes));
+        let routes = Arc::clone(&shared.routes);
         let session_of_viewer = Session::new(rtc, pace, key, link, net, routes);
         let stop = self.stop.child_token();
         {

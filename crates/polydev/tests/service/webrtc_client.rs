@@ -13,6 +13,7 @@ use str0m::{
     channel::{ChannelConfig, ChannelId, Reliability},
     media::{Direction, KeyframeRequestKind, MediaKind, Mid},
     net::{Protocol, Receive, TcpType},
+    rtp::Extension,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -73,7 +74,8 @@ impl Page {
     }
 
     fn new(way: Way, local: SocketAddr, candidate: Candidate) -> Self {
-        let mut rtc = RtcConfig::new().clear_codecs().enable_h264(true).build(Instant::now());
+        let config = RtcConfig::new().clear_codecs().enable_h264(true);
+        let mut rtc = config.set_extension(9, Extension::PlayoutDelay).build(Instant::now());
         rtc.add_local_candidate(candidate);
         Self { rtc, got: Got::default(), way, local, video: None, pending: None }
     }
