@@ -9,6 +9,8 @@ const WINDOW_CLASS = "chromium";
 const TYPING_PATH = "/polydev-demo/typing";
 /** 100 strokes a second are more than anybody types. */
 const STROKE_PAUSE_MS = 8;
+/** An address that is marked changes more pixels than a caret. */
+const ADDRESS_PX = 400;
 
 export class Desk {
   static async start() {
@@ -65,13 +67,32 @@ export class Desk {
     }
   }
 
-  /** Opens a fresh typing page in the live browser, by its address bar. */
+  /** Opens a typing page in the live browser, by its address bar. */
   async openTypingPage(person, id) {
-    await person.focusLiveBrowser();
+    const { input } = this.world.limits;
+    await this.#sitBefore(person);
+    await person.seesStillPicture(input);
     await person.press("Control+l");
+    // The page is asked before the shortcut acts: what is typed at once still goes to the page.
+    await person.seesPicture("the address bar", ({ changed }) => changed > ADDRESS_PX, input);
     await person.type(`https://id.polydev.test${TYPING_PATH}?id=${id}`);
     await person.press("Enter");
-    await until("the typing page is open in the live browser", async () => (await this.world.typed(id)) !== null, { deadlineMs: this.world.limits.input });
+    await until("the typing page is open in the live browser", async () => (await this.world.typed(id)) !== null, { deadlineMs: input });
+  }
+
+  /** Takes away everything that is in the typing page in the live browser, and gets ready to type. */
+  async emptyTypingPage(person, id) {
+    await this.#sitBefore(person);
+    await person.press("Control+a");
+    await person.press("Delete");
+    await until("the typing page is empty", async () => (await this.world.typed(id)) === "", { deadlineMs: this.world.limits.input });
+  }
+
+  /** Gives the keyboard to the person's window: one that loses it between two keys lets go of everything. */
+  async #sitBefore(person) {
+    await person.page.bringToFront();
+    await this.display.focus(WINDOW_CLASS);
+    await until("the person's page has the focus", () => person.page.evaluate(() => document.hasFocus()), { deadlineMs: this.world.limits.input });
     await person.focusLiveBrowser();
   }
 

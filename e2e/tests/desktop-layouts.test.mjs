@@ -15,10 +15,8 @@ before(async () => {
 }, { timeout: limits.test });
 
 after(async () => {
-  assert.deepEqual(await desk?.stop(), [], "nothing is left on the machine");
+  if (desk) assert.deepEqual(await desk.stop(), [], "nothing is left on the machine");
 }, { timeout: limits.finish });
-
-const idOf = (name, where) => `${name.replace(/[^a-z]+/gi, "-")}-${where}`;
 
 /** Says where two texts part, instead of printing both. */
 function assertSame(got, wanted, what) {
@@ -35,22 +33,33 @@ test("every character of German, French and US-international keyboards and of Ja
     const page = { method: "GET", host: "id.polydev.test", path: /^\/interaction\//, status: 200 };
     await reachSignInPage(person, { provider: "demo", user: "e2e-layouts", page });
 
+    const vm = "vm";
+    await desk.openTypingPage(person, vm);
+
+    const part = (name, tell) =>
+      t.test(name, async () => {
+        try {
+          await tell();
+        } catch (error) {
+          const dir = await desk.world.keepRemains(`layouts ${name}`, person);
+          throw new Error(`${error.message}\nWhat is left of it: ${dir}`, { cause: error });
+        }
+      });
+
     for (const [name, layout] of Object.entries(LAYOUTS)) {
-      await t.test(name, async () => {
+      await part(name, async () => {
         const characters = charactersOf(name, await desk.layout(layout));
         const wanted = characters.join("");
-        assertSame(await desk.typedAtHome(idOf(name, "home"), characters), wanted, "the person's own browser");
-        const id = idOf(name, "vm");
-        await desk.openTypingPage(person, id);
+        assertSame(await desk.typedAtHome(`home-${layout.replace(/\W/g, "-")}`, characters), wanted, "the person's own browser");
+        await desk.emptyTypingPage(person, vm);
         await desk.type(characters);
-        assertSame(await desk.typedInVm(id, wanted), wanted, "the page in the VM");
+        assertSame(await desk.typedInVm(vm, wanted), wanted, "the page in the VM");
         t.diagnostic(`${name}: ${characters.length} characters`);
       });
     }
 
-    await t.test("Japanese", async () => {
-      const id = idOf("Japanese", "vm");
-      await desk.openTypingPage(person, id);
+    await part("Japanese", async () => {
+      await desk.emptyTypingPage(person, vm);
       const method = await desk.world.context.newCDPSession(person.page);
       const commit = (text) => method.send("Input.insertText", { text });
       for (const { steps, commit: word } of JAPANESE) {
@@ -59,7 +68,7 @@ test("every character of German, French and US-international keyboards and of Ja
       }
       for (const text of JAPANESE_COMMITS) await commit(text);
       const wanted = [...JAPANESE.map(({ commit: word }) => word), ...JAPANESE_COMMITS].join("");
-      assertSame(await desk.typedInVm(id, wanted), wanted, "the page in the VM");
+      assertSame(await desk.typedInVm(vm, wanted), wanted, "the page in the VM");
       t.diagnostic(`Japanese: ${[...wanted].length} characters`);
     });
   }),
