@@ -5,7 +5,6 @@ import { Person } from "./person.mjs";
 import { until } from "./until.mjs";
 
 const OFFER = "**/api/webrtc/session/*/offer";
-const STREAM = /\/api\/stream\//;
 /** An address that was not asked for within this time was not taken. */
 const ASKED_MS = 10_000;
 const TYPING_PAGE = "https://auth.openai.com/polydev-demo/typing";
@@ -21,7 +20,11 @@ export async function comeTo(world, sessionId, { context = {}, hinder = async ()
   return person;
 }
 
-export const leave = (person) => person.page.context().close();
+/** Goes away as a person does: the page hears of it. */
+export async function leave(person) {
+  await person.page.goto("about:blank").catch(() => {});
+  await person.page.context().close();
+}
 
 // -- what is in the way -----------------------------------------------------------------------------------------------
 
@@ -31,8 +34,15 @@ export const withoutOffers = (page) => page.route(OFFER, (route) => route.abort(
 /** A browser without WebRTC. */
 export const withoutWebRtc = (page) => page.addInitScript(() => delete globalThis.RTCPeerConnection);
 
-/** No WebSocket with pictures for this page. */
-export const withoutStream = (page) => page.routeWebSocket(STREAM, (socket) => socket.close());
+/** No WebSocket with pictures for this page: it asks at a place where there is none. */
+export const withoutStream = (page) =>
+  page.addInitScript(() => {
+    globalThis.WebSocket = class extends WebSocket {
+      constructor(url, protocols) {
+        super(String(url).replace("/api/stream/", "/api/nowhere/"), protocols);
+      }
+    };
+  });
 
 /** A browser without WebCodecs. */
 export const withoutWebCodecs = (page) => page.addInitScript(() => delete globalThis.VideoDecoder);
@@ -141,6 +151,8 @@ export async function clicksAndTypes(person, id, text) {
   await person.focusLiveBrowser();
   await person.press("Control+l");
   await person.clickAt(0.5, 0.6);
+  // The VM's browser moves the focus in its own time.
+  await person.seesStillPicture(person.world.limits.input);
   await person.press("Control+End");
   await typesInto(person, id, text);
 }

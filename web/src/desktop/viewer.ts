@@ -14,7 +14,7 @@ import { CLIPBOARD_MAX } from "./protocol";
 import { Stage } from "./stage";
 import { VncLane } from "./vnc";
 import { hasWebRtc, WebRtcLane } from "./webrtc";
-import { hasWebCodecs, WebSocketLane } from "./websocket";
+import { hasWebCodecs, retire, WebSocketLane } from "./websocket";
 
 export type Phase = "connecting" | "live" | "repairing" | "waiting" | "interrupted" | "ended";
 
@@ -294,6 +294,8 @@ export class DesktopViewer {
     // It may have taken the control with it.
     if (open.handingOver !== undefined && this.front && this.front.viewer !== null) open.lane.say({ type: "releaseControl", to: this.front.viewer });
     this.endLane(open);
+    // A WebRTC that never connected is a viewer all the same, and would be given the control when it is free.
+    if (kind === "webrtc" && open.token !== null && open.token !== this.token) retire({ ...this.context, role: "view", resume: open.token });
   }
 
   private endLane(open: Open): void {
@@ -441,7 +443,13 @@ export class DesktopViewer {
     };
     for (const act of ["pointerdown", "keydown"] as const) this.stage.surface.addEventListener(act, watching, { signal });
     // Only a page that goes away leaves its token behind: a second tab must not take the first one's place.
-    addEventListener("pagehide", () => leaveToken(this.context.sessionId, this.token), { signal });
+    const left = (): void => {
+      leaveToken(this.context.sessionId, this.token);
+      // Others need not wait until the connection is missed; a reload takes back what nobody took.
+      if (this.front?.role === "control") this.front.lane.say({ type: "releaseControl" });
+      for (const open of this.opens.values()) open.lane.stop();
+    };
+    addEventListener("pagehide", left, { signal });
   }
 
   // -- what is told --------------------------------------------------------------------------------------------------
