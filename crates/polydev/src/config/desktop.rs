@@ -100,7 +100,6 @@ impl FromStr for ClipboardPolicy {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::{Config, ConfigError};
 
     fn load(flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
