@@ -29,7 +29,11 @@ const HTML = `<!doctype html><meta charset="utf-8"><title>bench</title>
 const KINDS = { webrtc: "webrtc", tcp: "webrtc", websocket: "websocket" };
 const WISH_KEY = "polydev.lane";
 const CLICK_EVERY_MS = 317;
-const KEY_PAUSE_MS = 5;
+/** For the last words of a viewer to leave. */
+const GOOD_BYE_MS = 200;
+const KEY_PAUSE_MS = 10;
+/** A person sees that the address bar has the keyboard before typing. */
+const LOOK_UP_MS = 300;
 
 let browser = null;
 let page = null;
@@ -114,7 +118,7 @@ const actions = {
     });
     const origin = request.origin ?? NOWHERE;
     await page.route((url) => url.origin === origin && (url.pathname.startsWith(PAGE) || url.pathname.startsWith("/novnc/")), serve);
-    await page.route((url) => url.pathname.endsWith("/offer"), (route) => offer(route, request));
+    await page.route((url) => url.pathname.endsWith("/offer"), (route) => offer(route, request).catch(() => route.abort().catch(() => {})));
     if (request.relay || request.lane === "tcp") {
       // No way around.
       await page.route((url) => url.pathname === "/api/webrtc/ice-servers", (route) => route.fulfill({ json: { success: true, iceServers: [] } }));
@@ -138,6 +142,7 @@ const actions = {
     const fits = ([kind, [width, height]]) => {
       if (lane.ended) throw new Error(lane.ended);
       const [w, h] = lane.size();
+      if (lane.role && lane.role() !== "control") return false;
       return lane.meter.firstAt !== null && w === width && h === height && (kind === null || lane.kind() === kind);
     };
     try {
@@ -153,6 +158,7 @@ const actions = {
   async visit({ url }) {
     await page.evaluate(() => lane.focus());
     await page.keyboard.press("Control+l", { delay: KEY_PAUSE_MS });
+    await page.waitForTimeout(LOOK_UP_MS);
     await page.keyboard.type(url, { delay: KEY_PAUSE_MS });
     // What the address bar adds of its own is not meant.
     await page.keyboard.press("Delete", { delay: KEY_PAUSE_MS });
@@ -192,8 +198,13 @@ const actions = {
 
   async close() {
     clearInterval(clicking);
-    const closing = browser;
+    const [closing, left] = [browser, page];
     browser = page = null;
+    // A viewer that says good-bye does not keep the control for itself.
+    await left?.evaluate((ms) => {
+      globalThis.lane?.leave?.();
+      return new Promise((resolve) => setTimeout(resolve, ms));
+    }, GOOD_BYE_MS).catch(() => {});
     await closing?.close();
   },
 };

@@ -17,7 +17,9 @@ export async function open({ session, size: [width, height] }) {
     size: () => Object.values(element.state?.desktop ?? {}),
     path: () => element.state?.path,
     state: () => element.state,
+    role: () => element.state?.role,
     hub: null,
+    leave: () => element.remove(),
     focus: () => element.focus(),
   };
   element.addEventListener("polydev-figures", ({ detail }) => (lane.hub = detail.hub));
