@@ -149,9 +149,10 @@ export const arrives = ({ world }, id, wanted) =>
 /** Takes the keyboard away from the page's field, and gives it back by a click: what is typed then has been clicked for. */
 export async function clicksAndTypes(person, id, text) {
   await person.focusLiveBrowser();
-  await person.press("Control+l");
-  await person.clickAt(0.5, 0.6);
   // The VM's browser moves the focus in its own time.
+  await person.press("Control+l");
+  await person.seesStillPicture(person.world.limits.input);
+  await person.clickAt(0.5, 0.6);
   await person.seesStillPicture(person.world.limits.input);
   await person.press("Control+End");
   await typesInto(person, id, text);
