@@ -37,11 +37,10 @@ export const withoutWebRtc = (page) => page.addInitScript(() => delete globalThi
 /** No WebSocket with pictures for this page: it asks at a place where there is none. */
 export const withoutStream = (page) =>
   page.addInitScript(() => {
-    globalThis.WebSocket = class extends WebSocket {
-      constructor(url, protocols) {
-        super(String(url).replace("/api/stream/", "/api/nowhere/"), protocols);
-      }
-    };
+    // noVNC looks at the socket's own prototype: it must stay the real one.
+    globalThis.WebSocket = new Proxy(WebSocket, {
+      construct: (Real, [url, ...more]) => new Real(String(url).replace("/api/stream/", "/api/nowhere/"), ...more),
+    });
   });
 
 /** A browser without WebCodecs. */
