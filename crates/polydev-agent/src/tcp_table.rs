@@ -1,6 +1,9 @@
 //! Reads `/proc/net/tcp` and `/proc/net/tcp6`: whether somebody is connected to a loopback port, without touching it.
 //!
 //! A probe connection would not do: one vendor's listener gives the sign-in up when it gets a request it does not expect.
+//!
+//! For these tables the kernel walks all connections of the machine, which takes milliseconds: whether it can be worth
+//! it, a counter tells that costs nothing.
 
 /// States (linux/include/net/tcp_states.h) in which the connection was established once.
 const ONCE_ESTABLISHED: [u8; 6] = [0x01, 0x04, 0x05, 0x06, 0x08, 0x09];
@@ -12,6 +15,32 @@ pub fn shows_visitor(table: &str, port: u16) -> bool {
         let at_port = |(is_loopback, p): (bool, u16)| is_loopback && p == port;
         ONCE_ESTABLISHED.contains(&row.state) && (at_port(row.local) || at_port(row.remote))
     })
+}
+
+/// Whether a listener has accepted a connection since the last look.
+#[derive(Debug, Default)]
+pub struct Visits {
+    accepted: Option<u64>,
+    again: bool,
+}
+
+impl Visits {
+    /// Judges by the counters of `/proc/net/snmp`; true at first, and always if they cannot be read.
+    pub fn may_be_new(&mut self, counters: &str) -> bool {
+        let accepted = passive_opens(counters);
+        // A connection is counted a moment before it shows: the look after a change is not the last one.
+        let changed = accepted.is_none() || accepted != self.accepted;
+        let again = std::mem::replace(&mut self.again, changed);
+        self.accepted = accepted;
+        changed || again
+    }
+}
+
+/// `Tcp: PassiveOpens` (RFC 4022) of this network namespace.
+fn passive_opens(counters: &str) -> Option<u64> {
+    let mut lines = counters.lines().filter_map(|line| line.strip_prefix("Tcp:"));
+    let at = lines.next()?.split_ascii_whitespace().position(|name| name == "PassiveOpens")?;
+    lines.next()?.split_ascii_whitespace().nth(at)?.parse().ok()
 }
 
 /// One line: whether each end is a loopback address, its port, and the state.
@@ -81,6 +110,34 @@ mod tests {
                 format!("{HEAD}   0: 00000000000000000000000001000000:A1B2 {remote}:2310 06 0:0 0:0 0 0\n");
             assert!(shows_visitor(&table, 8976), "{remote}");
         }
+    }
+
+    #[test]
+    fn the_tables_are_worth_a_look_at_first_and_twice_after_a_connection_was_accepted() {
+        let counters = |accepted: u32| {
+            format!(
+                "Ip: Forwarding\nIp: 1\nTcp: RtoAlgorithm ActiveOpens PassiveOpens InSegs\nTcp: 1 7 {accepted} 9\n"
+            )
+        };
+        let mut visits = Visits::default();
+        let looks: Vec<bool> =
+            [3, 3, 3, 4, 4, 4, 5, 6, 6, 6].into_iter().map(|n| visits.may_be_new(&counters(n))).collect();
+        assert_eq!(looks, [true, true, false, true, true, false, true, true, true, false]);
+        for unreadable in
+            ["", "Tcp: PassiveOpens\n", "Tcp: ActiveOpens\nTcp: 1\n", "Tcp: PassiveOpens\nTcp: x\n"]
+        {
+            assert!(visits.may_be_new(unreadable) && visits.may_be_new(unreadable), "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn an_accepted_connection_of_this_machine_is_counted() {
+        let accepted = || passive_opens(&std::fs::read_to_string("/proc/net/snmp").unwrap()).unwrap();
+        let before = accepted();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _visitor = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.accept().unwrap();
+        assert!(accepted() > before);
     }
 
     proptest! {

@@ -72,6 +72,7 @@ struct Login<'a> {
     captured: Vec<String>,
     device: (Option<String>, Option<String>),
     callback_seen: bool,
+    visits: tcp_table::Visits,
     credential_seen: bool,
     typed: Vec<String>,
     progress: Instant,
@@ -150,6 +151,7 @@ pub(super) async fn run(agent: &Rc<Agent>, plan: Plan, inbox: mpsc::Receiver<Com
         captured: Vec::new(),
         device: (None, None),
         callback_seen: false,
+        visits: tcp_table::Visits::default(),
         credential_seen: false,
         typed: Vec::new(),
         progress: now,
@@ -184,6 +186,7 @@ impl Login<'_> {
     ) -> LoginEnd {
         let stop = self.watch(&mut exit, &mut received, &mut inbox).await;
         // A quick program may have had its visitor and ended between two looks.
+        self.visits = tcp_table::Visits::default();
         self.look_for_callback();
         let exit_code = match stop {
             Stop::Exited(code) => Some(code),
@@ -406,6 +409,9 @@ impl Login<'_> {
         let Some(rule) = &self.plan.spec.callback else { return };
         let sign_in = self.plan.sign_in.borrow().clone();
         let Some(sign_in) = sign_in else { return };
+        if !self.visits.may_be_new(&std::fs::read_to_string("/proc/net/snmp").unwrap_or_default()) {
+            return;
+        }
         let redirect = HttpUrl::parse(&sign_in).ok().and_then(|url| url.query("redirect_uri"));
         let named = redirect.and_then(|redirect| HttpUrl::parse(&redirect).ok().map(|url| url.port));
         let ports: Vec<u16> = named.map_or_else(|| rule.ports.clone(), |port| vec![port]);
