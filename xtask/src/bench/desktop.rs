@@ -332,15 +332,17 @@ impl Run<'_> {
 
     /// With a viewer, and nothing changing.
     fn idle(&mut self, receiver: &mut Receiver, sign_in: &SignIn, size: Size) -> Result<()> {
-        let bytes = |receiver: &mut Receiver| -> Result<f64> {
-            receiver.ask("bytes", json!({}))?["bytes"].as_f64().context("the receiver counts bytes")
+        let counted = |receiver: &mut Receiver| -> Result<[f64; 3]> {
+            let counts = receiver.ask("bytes", json!({}))?;
+            let figure = |name: &str| counts["figures"][name].as_f64().unwrap_or(0.0);
+            let bytes = counts["bytes"].as_f64().context("the receiver counts bytes")?;
+            Ok([bytes, figure("framesReceived"), figure("retransmittedPacketsReceived")])
         };
         // The sharpening after the last change is over.
         pause(SETTLE)?;
-        let (before, clocks, began) = (bytes(receiver)?, sign_in.clocks()?, Instant::now());
+        let (before, clocks, began) = (counted(receiver)?, sign_in.clocks()?, Instant::now());
         pause(self.options.idle)?;
-        let (used, grown, seconds) =
-            (clocks.used()?, bytes(receiver)? - before, began.elapsed().as_secs_f64());
+        let (used, after, seconds) = (clocks.used()?, counted(receiver)?, began.elapsed().as_secs_f64());
         let name = |what: &str| format!("idle {} webrtc: {what}", size.name());
         let share = |used: f64| [100.0 * used / seconds];
         for (what, seconds, goal) in [
@@ -352,7 +354,10 @@ impl Run<'_> {
         ] {
             self.rows.extend(Row::of(name(what), "% of a core", &share(seconds), goal));
         }
-        self.rows.extend(Row::of(name("both ways"), "B/s", &[grown / seconds], Some(2000.0)));
+        let rate = |at: usize| [(after[at] - before[at]) / seconds];
+        self.rows.extend(Row::of(name("both ways"), "B/s", &rate(0), Some(2000.0)));
+        self.rows.extend(Row::of(name("frames"), "1/s", &rate(1), None));
+        self.rows.extend(Row::of(name("packets of resending and padding"), "1/s", &rate(2), None));
         Ok(())
     }
 }
