@@ -13,5 +13,6 @@ mod sockets;
 mod turn;
 mod turn_client;
 mod turn_coturn;
+mod turn_media;
 mod webrtc;
 mod webrtc_client;

@@ -5,12 +5,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use polydev::{
     clock::Clock,
     config::Config,
-    desktop::turn::{Turn, TurnError},
+    desktop::turn::{IceServer, Turn, TurnError},
 };
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
+    sync::mpsc,
+    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::{
@@ -107,12 +109,8 @@ impl World {
     pub(crate) async fn client_with(&self, by: By, username: &str, password: &str) -> TurnClient {
         let address = self.address(by);
         let wire = match by {
-            By::Udp => {
-                let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-                socket.connect(address).await.unwrap();
-                Wire::Datagrams(socket)
-            }
-            By::Tcp => Wire::Stream(Box::new(TcpStream::connect(address).await.unwrap())),
+            By::Udp => datagrams(address).await,
+            By::Tcp => stream(TcpStream::connect(address).await.unwrap()),
             By::Tls => {
                 let mut roots = RootCertStore::empty();
                 roots.add(CertificateDer::from_pem_file(self.certificate()).unwrap()).unwrap();
@@ -121,34 +119,104 @@ impl World {
                     .unwrap()
                     .with_root_certificates(roots)
                     .with_no_client_auth();
-                let stream = TcpStream::connect(address).await.unwrap();
+                let plain = TcpStream::connect(address).await.unwrap();
                 let connector = TlsConnector::from(Arc::new(config));
-                let stream = connector.connect(address.ip().into(), stream).await.unwrap();
-                Wire::Stream(Box::new(stream))
+                stream(connector.connect(address.ip().into(), plain).await.unwrap())
             }
         };
-        let (username, password) = (username.to_owned(), password.to_owned());
-        TurnClient { wire, username, password, realm: None }
+        TurnClient::new(wire, username, password)
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+async fn datagrams(server: SocketAddr) -> (Reader, Writer) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(server).await.unwrap();
+    let socket = Arc::new(socket);
+    (Reader::Datagrams(Arc::clone(&socket)), Writer::Datagrams(socket))
+}
 
-enum Wire {
-    Datagrams(UdpSocket),
-    Stream(Box<dyn Stream>),
+fn stream(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> (Reader, Writer) {
+    let (reader, writer) = tokio::io::split(stream);
+    (Reader::Stream(Box::new(reader)), Writer::Stream(Box::new(writer)))
+}
+
+enum Reader {
+    Datagrams(Arc<UdpSocket>),
+    Stream(Box<dyn AsyncRead + Send + Unpin>),
+}
+
+enum Writer {
+    Datagrams(Arc<UdpSocket>),
+    Stream(Box<dyn AsyncWrite + Send + Unpin>),
 }
 
 /// A client. What it writes and reads is made and judged by the `turn-types` crate.
 pub(crate) struct TurnClient {
-    wire: Wire,
+    reader: Reader,
+    writer: Writer,
     username: String,
     password: String,
     realm: Option<(String, String)>,
 }
 
+/// What a client exchanges with one peer from now on.
+pub(crate) struct Tunnel {
+    writer: Writer,
+    number: Option<u16>,
+    peer: SocketAddr,
+    received: mpsc::UnboundedReceiver<Vec<u8>>,
+    /// Reads; ends with the tunnel.
+    _reading: JoinSet<()>,
+}
+
+impl Tunnel {
+    pub(crate) async fn send(&mut self, data: &[u8]) {
+        match self.number {
+            Some(number) => self.writer.send_over(number, data).await,
+            None => self.writer.send(self.peer, data).await,
+        }
+    }
+
+    /// What the peer sent next, and the peer. May be given up at any time without a loss.
+    pub(crate) async fn receive(&mut self) -> Option<(Vec<u8>, SocketAddr)> {
+        Some((self.received.recv().await?, self.peer))
+    }
+}
+
 impl TurnClient {
+    fn new((reader, writer): (Reader, Writer), username: &str, password: &str) -> Self {
+        Self { reader, writer, username: username.to_owned(), password: password.to_owned(), realm: None }
+    }
+
+    /// A client of the server at that address, with the credential that was given for it.
+    pub(crate) async fn over_udp(address: SocketAddr, given: &IceServer) -> Self {
+        let (username, password) = (given.username.as_deref(), given.credential.as_deref());
+        Self::new(datagrams(address).await, username.unwrap(), password.unwrap())
+    }
+
+    /// As before, for who has no UDP.
+    pub(crate) async fn over_tcp(address: SocketAddr, given: &IceServer) -> Self {
+        let (username, password) = (given.username.as_deref(), given.credential.as_deref());
+        let connection = TcpStream::connect(address).await.unwrap();
+        Self::new(stream(connection), username.unwrap(), password.unwrap())
+    }
+
+    /// From now on all is for and from one peer, over the channel of that number or by indications.
+    pub(crate) fn into_tunnel(self, peer: SocketAddr, number: Option<u16>) -> Tunnel {
+        let (sender, received) = mpsc::unbounded_channel();
+        let (mut reader, mut reading) = (self.reader, JoinSet::new());
+        let from = number.map_or(Ok(peer), Err);
+        reading.spawn(async move {
+            while let Some(frame) = reader.read().await {
+                let (sent_by, data) = data_in(&frame);
+                assert_eq!(sent_by, from);
+                // Nobody waits for it any more.
+                let _ = sender.send(data);
+            }
+        });
+        Tunnel { writer: self.writer, number, peer, received, _reading: reading }
+    }
+
     /// Asks for an allocation, first without a credential as clients do; the relayed address or the error's code.
     pub(crate) async fn allocate(&mut self) -> Result<SocketAddr, u16> {
         let ask = |request: &mut MessageWriteVec| {
@@ -197,50 +265,26 @@ impl TurnClient {
 
     /// Sends by an indication.
     pub(crate) async fn send(&mut self, peer: SocketAddr, data: &[u8]) {
-        let mut message = Message::builder_indication(SEND, MessageWriteVec::new());
-        let address = XorPeerAddress::new(peer, message.transaction_id());
-        message.add_attribute(&address).unwrap();
-        message.add_attribute(&Data::new(data)).unwrap();
-        self.write(&message.finish()).await;
+        self.writer.send(peer, data).await;
     }
 
     /// Sends over a channel.
     pub(crate) async fn send_over(&mut self, number: u16, data: &[u8]) {
-        let mut frame = vec![0; 4 + data.len()];
-        ChannelData::new(number, data).write_into_unchecked(&mut frame);
-        if matches!(self.wire, Wire::Stream(_)) {
-            frame.resize(frame.len().next_multiple_of(4), 0);
-        }
-        self.write(&frame).await;
+        self.writer.send_over(number, data).await;
     }
 
     /// The next data: from which peer (by indication) or over which channel.
     pub(crate) async fn receive(&mut self) -> (Result<SocketAddr, u16>, Vec<u8>) {
-        let frame = self.read().await;
-        if frame[0] >> 6 == 1 {
-            let channel = ChannelData::parse(&frame).unwrap();
-            return (Err(channel.id()), channel.data().to_vec());
-        }
-        let message = Message::from_bytes(&frame).unwrap();
-        let peer = message.attribute::<XorPeerAddress>().unwrap().addr(message.transaction_id());
-        (Ok(peer), message.attribute::<Data>().unwrap().data().to_vec())
+        data_in(&self.read().await)
     }
 
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        match &mut self.wire {
-            Wire::Datagrams(socket) => {
-                socket.send(bytes).await.unwrap();
-            }
-            Wire::Stream(stream) => {
-                stream.write_all(bytes).await.unwrap();
-                stream.flush().await.unwrap();
-            }
-        }
+        self.writer.write(bytes).await;
     }
 
     /// Whether the server has ended the connection.
     pub(crate) async fn is_cut_off(&mut self) -> bool {
-        let Wire::Stream(stream) = &mut self.wire else { return false };
+        let Reader::Stream(stream) = &mut self.reader else { return false };
         let read = timeout(DEADLINE, stream.read(&mut [0; 64])).await.expect("nothing happened in time");
         matches!(read, Ok(0) | Err(_))
     }
@@ -268,27 +312,74 @@ impl TurnClient {
     }
 
     async fn read(&mut self) -> Vec<u8> {
-        let reading = async {
-            match &mut self.wire {
-                Wire::Datagrams(socket) => {
-                    let mut buffer = vec![0; 65_536];
-                    let length = socket.recv(&mut buffer).await.unwrap();
-                    buffer.truncate(length);
-                    buffer
-                }
-                Wire::Stream(stream) => {
-                    let mut frame = vec![0; 4];
-                    stream.read_exact(&mut frame).await.unwrap();
-                    let length = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
-                    let rest = if frame[0] >> 6 == 1 { length.next_multiple_of(4) } else { 16 + length };
-                    frame.resize(4 + rest, 0);
-                    stream.read_exact(&mut frame[4..]).await.unwrap();
-                    frame
-                }
-            }
-        };
-        timeout(DEADLINE, reading).await.expect("the server did not answer in time")
+        let read = timeout(DEADLINE, self.reader.read()).await.expect("the server did not answer in time");
+        read.expect("the connection has ended")
     }
+}
+
+impl Reader {
+    /// The next message or frame; `None` after the last one.
+    async fn read(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Self::Datagrams(socket) => {
+                let mut buffer = vec![0; 65_536];
+                let length = socket.recv(&mut buffer).await.ok()?;
+                buffer.truncate(length);
+                Some(buffer)
+            }
+            Self::Stream(stream) => {
+                let mut frame = vec![0; 4];
+                stream.read_exact(&mut frame).await.ok()?;
+                let length = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
+                let rest = if frame[0] >> 6 == 1 { length.next_multiple_of(4) } else { 16 + length };
+                frame.resize(4 + rest, 0);
+                stream.read_exact(&mut frame[4..]).await.ok()?;
+                Some(frame)
+            }
+        }
+    }
+}
+
+impl Writer {
+    async fn send(&mut self, peer: SocketAddr, data: &[u8]) {
+        let mut message = Message::builder_indication(SEND, MessageWriteVec::new());
+        let address = XorPeerAddress::new(peer, message.transaction_id());
+        message.add_attribute(&address).unwrap();
+        message.add_attribute(&Data::new(data)).unwrap();
+        self.write(&message.finish()).await;
+    }
+
+    async fn send_over(&mut self, number: u16, data: &[u8]) {
+        let mut frame = vec![0; 4 + data.len()];
+        ChannelData::new(number, data).write_into_unchecked(&mut frame);
+        if matches!(self, Self::Stream(_)) {
+            frame.resize(frame.len().next_multiple_of(4), 0);
+        }
+        self.write(&frame).await;
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Datagrams(socket) => {
+                socket.send(bytes).await.unwrap();
+            }
+            Self::Stream(stream) => {
+                stream.write_all(bytes).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+        }
+    }
+}
+
+/// What a peer sent: by an indication, or over a channel.
+fn data_in(frame: &[u8]) -> (Result<SocketAddr, u16>, Vec<u8>) {
+    if frame[0] >> 6 == 1 {
+        let channel = ChannelData::parse(frame).unwrap();
+        return (Err(channel.id()), channel.data().to_vec());
+    }
+    let message = Message::from_bytes(frame).unwrap();
+    let peer = message.attribute::<XorPeerAddress>().unwrap().addr(message.transaction_id());
+    (Ok(peer), message.attribute::<Data>().unwrap().data().to_vec())
 }
 
 fn refusal(answer: &Message<'_>) -> Option<u16> {

@@ -20,6 +20,8 @@ use tokio::{
     net::{TcpStream, UdpSocket},
 };
 
+use crate::turn_client::Tunnel;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a page has got so far.
@@ -55,6 +57,7 @@ pub(crate) struct Page {
 enum Way {
     Udp(UdpSocket),
     Tcp { stream: Option<TcpStream>, unread: Vec<u8>, endpoint: SocketAddr },
+    Relay(Tunnel),
 }
 
 impl Page {
@@ -71,6 +74,11 @@ impl Page {
         let local = stream.local_addr().unwrap();
         let candidate = Candidate::builder().tcp().host(local).tcptype(TcpType::Active).build().unwrap();
         Self::new(Way::Tcp { stream: Some(stream), unread: Vec::new(), endpoint }, local, candidate)
+    }
+
+    /// A page that has no way but a relayed address.
+    pub(crate) fn relayed(tunnel: Tunnel, relayed: SocketAddr) -> Self {
+        Self::new(Way::Relay(tunnel), relayed, Candidate::relayed(relayed, relayed, "udp").unwrap())
     }
 
     fn new(way: Way, local: SocketAddr, candidate: Candidate) -> Self {
@@ -215,6 +223,10 @@ impl Way {
                 let (count, source) = socket.recv_from(buffer).await.ok()?;
                 Some((buffer[..count].to_vec(), Protocol::Udp, source))
             }
+            Self::Relay(tunnel) => {
+                let (packet, source) = tunnel.receive().await?;
+                Some((packet, Protocol::Udp, source))
+            }
             Self::Tcp { stream, unread, endpoint } => loop {
                 if let Some((head, rest)) = unread.split_first_chunk::<2>() {
                     let len = usize::from(u16::from_be_bytes(*head));
@@ -244,6 +256,7 @@ impl Way {
                 let _ = stream.write_all(&[&len.to_be_bytes(), packet].concat()).await;
             }
             Self::Tcp { stream: None, .. } => {}
+            Self::Relay(tunnel) => tunnel.send(packet).await,
         }
     }
 }
