@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { Backoff } from "../net/backoff";
-import { CLIMB_MS, CONNECT_MS, LanePlan, LANES, PICTURE_MS, STABLE_MS, type LaneAction, type LaneKind, type Wish } from "./lanes";
+import { BEHIND_MS, CLIMB_MS, CONNECT_MS, LanePlan, LANES, PICTURE_MS, STABLE_MS, type LaneAction, type LaneKind, type Wish } from "./lanes";
 
 const words = (actions: LaneAction[]): string => actions.map((action) => `${action.do} ${action.lane}`).join(", ");
 
@@ -79,9 +79,30 @@ test("a WebRTC that dies makes room for the WebSocket at once and comes back lat
 test("a climb that fails leaves the picture alone and waits twice as long", () => {
   const lanes = showing("websocket");
   expect(words(lanes.tick(CLIMB_MS))).toBe("open webrtc");
-  expect(words(lanes.tick(CLIMB_MS + CONNECT_MS.webrtc))).toBe("close webrtc");
+  expect(words(lanes.tick(CLIMB_MS + BEHIND_MS))).toBe("close webrtc");
   expect(lanes.lane).toBe("websocket");
-  expect(lanes.nextAt).toBe(CLIMB_MS + CONNECT_MS.webrtc + 2 * CLIMB_MS);
+  expect(lanes.nextAt).toBe(CLIMB_MS + BEHIND_MS + 2 * CLIMB_MS);
+});
+
+test("a WebRTC that connects slowly is given up in front and gets there behind the picture", () => {
+  const lanes = plan();
+  lanes.start(0);
+  lanes.tick(CONNECT_MS.webrtc);
+  lanes.opened("websocket", CONNECT_MS.webrtc);
+  const climbs = CONNECT_MS.webrtc + CLIMB_MS;
+  expect(words(lanes.tick(climbs))).toBe("open webrtc");
+  expect(words(lanes.tick(climbs + 2 * CONNECT_MS.webrtc))).toBe("");
+  lanes.connected("webrtc", climbs + 2 * CONNECT_MS.webrtc);
+  expect(words(lanes.opened("webrtc", climbs + 2 * CONNECT_MS.webrtc + 200))).toBe("show webrtc, close websocket");
+});
+
+test("a climb has less time once the picture is lost", () => {
+  const lanes = showing("websocket");
+  lanes.tick(CLIMB_MS);
+  const lost = CLIMB_MS + 10;
+  lanes.failed("websocket", "lost", lost);
+  expect(words(lanes.tick(lost + CONNECT_MS.webrtc))).toBe("close webrtc");
+  expect(lanes.isWaiting).toBe(true);
 });
 
 test("from VNC it climbs to the best lane that works", () => {

@@ -3,7 +3,7 @@
 //
 //   open the first lane ── picture ──▶ shown ── lost ──▶ the next lane (WebSocket and VNC: the same once more)
 //        │ too slow, failed                 │
-//        ▼                                  └── now and then: open a better lane behind the picture, then show that
+//        ▼                                  └── now and then: open a better lane behind the picture, with more time, then show that
 //   the next lane … after the last one: wait, then from the first again
 
 import { Backoff } from "../net/backoff";
@@ -20,6 +20,8 @@ export type LaneAction = { do: "open" | "show" | "close"; lane: LaneKind };
 export const LANES: readonly LaneKind[] = ["webrtc", "websocket", "vnc"];
 /** A lane that is not connected by then is given up. VNC has no other one after it and is slow to start on a busy machine. */
 export const CONNECT_MS: Record<LaneKind, number> = { webrtc: 2_000, websocket: 3_000, vnc: 10_000 };
+/** The same behind a picture: nobody waits, and a way over a relay far away takes a dozen round trips. */
+export const BEHIND_MS = 10_000;
 /** From the connection to the first picture. */
 export const PICTURE_MS = 4_000;
 /** A lane that lived this long was good; its loss is not its own fault. */
@@ -112,8 +114,11 @@ export class LanePlan {
     this.failures.set(lane, why);
     this.shown = null;
     this.climbAt = null;
-    // What was opened behind the picture is now the one that is waited for.
-    if (this.attempt) return [{ do: "close", lane }];
+    // What was opened behind the picture is now the one that is waited for, and not for long.
+    if (this.attempt) {
+      this.attempt.until = Math.min(this.attempt.until, now + CONNECT_MS[this.attempt.lane]);
+      return [{ do: "close", lane }];
+    }
     const order = this.order();
     const same = stable && lane !== "webrtc";
     if (stable) {
@@ -182,7 +187,7 @@ export class LanePlan {
   private openNext(now: number): LaneAction[] {
     const lane = this.rest.shift();
     if (lane !== undefined) {
-      this.attempt = { lane, until: now + CONNECT_MS[lane] };
+      this.attempt = { lane, until: now + (this.shown ? BEHIND_MS : CONNECT_MS[lane]) };
       return [{ do: "open", lane }];
     }
     this.attempt = null;
