@@ -65,15 +65,21 @@ export const withoutUdp = (page) => rewriteCandidates(page, (line) => (isUdp(lin
 /** A network that lets nothing through but HTTP: the candidates lead to a port where nobody answers. */
 export const withoutPaths = (page) => rewriteCandidates(page, (line) => (isUdp(line) ? line.replace(/(candidate:\S+ \d+ \S+ \d+ \S+) \d+/, "$1 9") : null));
 
-/** Stands between a page and the controller's media port, and can be cut. */
+/** Stands between a page and one of the controller's UDP ports, takes its time, and can be cut. */
 export class UdpRelay {
   #front = createSocket("udp4");
   #backs = new Map();
   #cut = false;
   #target = null;
+  #delayMs;
 
-  static async open() {
-    const relay = new UdpRelay();
+  constructor(delayMs) {
+    this.#delayMs = delayMs;
+  }
+
+  /** `delayMs`: what each datagram takes longer, either way. */
+  static async open({ delayMs = 0 } = {}) {
+    const relay = new UdpRelay(delayMs);
     relay.#front.on("message", (data, { address, port }) => relay.#forward(data, address, port));
     await new Promise((resolve) => relay.#front.bind(0, "127.0.0.1", resolve));
     return relay;
@@ -87,12 +93,20 @@ export class UdpRelay {
     return `${head} 127.0.0.1 ${this.#front.address().port}${rest}`;
   };
 
+  /** The address of a STUN or TURN server with the way to it leading through here. */
+  leadTo(url) {
+    const [, head, address, port, rest] = /^(turn:)([^:]+):(\d+)(.*)$/.exec(url);
+    this.#target = { address, port: Number(port) };
+    return `${head}127.0.0.1:${this.#front.address().port}${rest}`;
+  }
+
   /** From now on nothing gets through. */
   cut() {
     this.#cut = true;
   }
 
   close() {
+    this.#cut = true;
     this.#front.close();
     for (const back of this.#backs.values()) back.close();
   }
@@ -103,12 +117,18 @@ export class UdpRelay {
     let back = this.#backs.get(key);
     if (!back) {
       back = createSocket("udp4");
-      back.on("message", (answer) => {
-        if (!this.#cut) this.#front.send(answer, port, address);
-      });
+      back.on("message", (answer) => this.#later(() => this.#front.send(answer, port, address)));
       this.#backs.set(key, back);
     }
-    back.send(data, this.#target.port, this.#target.address);
+    this.#later(() => back.send(data, this.#target.port, this.#target.address));
+  }
+
+  #later(send) {
+    const unlessCut = () => {
+      if (!this.#cut) send();
+    };
+    if (this.#delayMs === 0) unlessCut();
+    else setTimeout(unlessCut, this.#delayMs);
   }
 }
 
