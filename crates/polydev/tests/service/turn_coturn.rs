@@ -31,7 +31,7 @@ impl Peer {
             probe.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
             let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let above = address.port().checked_add(1).map(|port| UdpSocket::bind(("127.0.0.1", port)));
-            if !above.is_some_and(|bound| bound.is_ok()) {
+            if above.is_none_or(|bound| bound.is_err()) {
                 continue;
             }
             let port = address.port().to_string();
