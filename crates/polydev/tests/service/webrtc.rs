@@ -85,6 +85,26 @@ async fn a_lost_picture_is_followed_by_a_keyframe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_pauses_between_small_pictures_are_not_filled() {
+    let app = TestApp::start().await;
+    let id = app.begin("alice").await;
+    let (vm, _) = app.to_the_person(id).await;
+    let agent = app.driver.agent(vm).unwrap();
+    let mut page = Page::udp().await;
+    connect(&app, id, &mut page, json!({})).await;
+    page.until("a keyframe has come", |got| got.pictures.iter().any(|picture| picture.key)).await;
+    // As while a person types: one picture of a letter or two after the other, each in one packet.
+    let (packets, pictures) = (page.got.media_packets, page.got.pictures.len());
+    for shown in 1..=50 {
+        agent.desktop().show(false, 200);
+        page.until("a small picture has come", |got| got.pictures.len() >= pictures + shown).await;
+        page.goes_on(Duration::from_millis(50), |_| false).await;
+    }
+    let (packets, pictures) = (page.got.media_packets - packets, page.got.pictures.len() - pictures);
+    assert!(packets < pictures + 10, "{packets} packets for {pictures} pictures");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_page_without_udp_connects_over_tcp_to_the_same_port() {
     let app = TestApp::start().await;
     let id = desktop(&app).await;

@@ -31,6 +31,8 @@ pub(crate) struct Got {
     pub(crate) closed: bool,
     /// Pictures, as the text that the fake desktop puts into them.
     pub(crate) pictures: Vec<Picture>,
+    /// Packets of pictures, and of what fills the pauses between them.
+    pub(crate) media_packets: usize,
     pub(crate) words: Vec<Value>,
     pub(crate) binary: Vec<Vec<u8>>,
     /// Channels by label.
@@ -144,6 +146,7 @@ impl Page {
                     continue;
                 }
             };
+            self.got.media_packets += usize::from(matches!(packet[..], [128..=191, 0..=191 | 224..=255, ..]));
             if let Ok(received) = Receive::new(proto, source, self.local, &packet) {
                 let _ = self.rtc.handle_input(Input::Receive(now, received));
             }

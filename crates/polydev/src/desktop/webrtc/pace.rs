@@ -5,6 +5,8 @@
 //! ```
 //! Estimating has a price: the library fills silence up to 50 kbit/s and probes above what is sent every few seconds. A
 //! sign-in page stands still most of the time, so that price is paid while pictures flow only. What was learned is kept.
+//! The library cannot be told to rest: from what the page says about the one small picture a second it makes an estimate
+//! of its own, and fills up to that. So whatever it may have learned from the page meanwhile is taken from it again.
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ const DEMAND_BYTES: usize = 50_000;
 const SMALL: usize = 1100;
 /// What is sought when enough is known: next to nothing. Nothing at all would have the library look for it all the time.
 const LITTLE: Bitrate = Bitrate::kbps(10);
+/// The library tells the mean of what it estimated for so long; the nothing that it estimates at rest counts in it.
+const SMOOTHED_OVER: Duration = Duration::from_secs(3);
 /// The search for bandwidth after a picture that fills packets at the start of a connection.
 const FIRST_SEARCH: Duration = Duration::from_secs(3);
 
@@ -51,6 +55,8 @@ pub(super) struct Pace {
     most: Bitrate,
     /// Since when the path is used.
     begun: Option<Instant>,
+    /// When the library was last put to rest.
+    rested: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -62,7 +68,7 @@ enum Motion {
 impl Pace {
     pub(super) fn new(max_kbps: u32) -> Self {
         let most = Bitrate::kbps(u64::from(max_kbps));
-        Self { motion: Motion::Still, estimate: FIRST_ESTIMATE.min(most), most, begun: None }
+        Self { motion: Motion::Still, estimate: FIRST_ESTIMATE.min(most), most, begun: None, rested: None }
     }
 
     /// What the path is thought to take.
@@ -71,12 +77,23 @@ impl Pace {
     }
 
     /// The library has a new estimate. `None` if it is not to be heeded.
-    pub(super) fn estimated(&mut self, estimate: Bitrate) -> Option<Bitrate> {
-        if matches!(self.motion, Motion::Still) {
+    pub(super) fn estimated(&mut self, now: Instant, estimate: Bitrate) -> Option<Bitrate> {
+        if matches!(self.motion, Motion::Still) || self.rested.is_some_and(|at| now - at < SMOOTHED_OVER) {
             return None;
         }
         self.estimate = estimate.max(LEAST_ESTIMATE).min(self.most);
         Some(self.estimate)
+    }
+
+    /// The page has said what arrived.
+    pub(super) fn heard(&mut self, now: Instant) -> Option<Pacing> {
+        match self.motion {
+            Motion::Still => {
+                self.rested.get_or_insert(now);
+                Some(Pacing::Rest)
+            }
+            Motion::Moving { .. } => None,
+        }
     }
 
     /// A picture of so many bytes is about to be sent.
@@ -104,7 +121,7 @@ impl Pace {
     pub(super) fn tick(&mut self, now: Instant) -> Option<Pacing> {
         let Motion::Moving { last, window, bytes, sought, .. } = &mut self.motion else { return None };
         if now - *last >= STILL_AFTER {
-            self.motion = Motion::Still;
+            (self.motion, self.rested) = (Motion::Still, Some(now));
             return Some(Pacing::Rest);
         }
         let is_first = self.begun.is_some_and(|begun| now - begun < FIRST_SEARCH);
@@ -145,7 +162,8 @@ mod tests {
         let (mut pace, now) = (Pace::new(20_000), Instant::now());
         assert_eq!(pace.sending(now, 200), None);
         assert_eq!(pace.next_tick(), None);
-        assert_eq!(pace.estimated(Bitrate::kbps(1)), None);
+        assert_eq!(pace.heard(now), Some(Pacing::Rest), "what they teach is forgotten");
+        assert_eq!(pace.estimated(now, Bitrate::kbps(1)), None);
         assert_eq!(pace.estimate(), FIRST_ESTIMATE);
     }
 
@@ -154,7 +172,8 @@ mod tests {
         let (mut pace, now) = (Pace::new(20_000), Instant::now());
         assert_eq!(pace.sending(now, 90_000), Some(Pacing::Estimate { from: FIRST_ESTIMATE }));
         assert_eq!(pace.tick(now), Some(Pacing::Seek(Bitrate::kbps(7500))), "a new path is searched at once");
-        assert_eq!(pace.estimated(Bitrate::kbps(2000)), Some(Bitrate::kbps(2000)));
+        assert_eq!(pace.heard(now), None, "what the page says is heeded");
+        assert_eq!(pace.estimated(now, Bitrate::kbps(2000)), Some(Bitrate::kbps(2000)));
         assert_eq!(
             pace.sending(now + 1400 * MS, 300),
             Some(Pacing::Smooth),
@@ -162,10 +181,28 @@ mod tests {
         );
         assert_eq!(pace.sending(now + 1400 * MS, 300), None, "too small to count");
         assert_eq!(pace.tick(now + 1500 * MS), Some(Pacing::Rest));
-        assert_eq!(pace.estimated(Bitrate::kbps(1)), None, "what a resting library says is nothing");
+        assert_eq!(pace.heard(now + 1600 * MS), Some(Pacing::Rest));
+        assert_eq!(
+            pace.estimated(now + 1600 * MS, Bitrate::kbps(1)),
+            None,
+            "what a resting library says is nothing"
+        );
         let later = now + 60_000 * MS;
         assert_eq!(pace.sending(later, 5000), Some(Pacing::Estimate { from: Bitrate::kbps(2000) }));
         assert_eq!(pace.tick(later + 1000 * MS), None, "little was sent: nothing is sought");
+    }
+
+    #[test]
+    fn short_rests_do_not_wear_the_estimate_down() {
+        let (mut pace, now) = (Pace::new(20_000), Instant::now());
+        pace.sending(now, 90_000);
+        assert_eq!(pace.tick(now + 1500 * MS), Some(Pacing::Rest));
+        let estimate = Pacing::Estimate { from: FIRST_ESTIMATE };
+        assert_eq!(pace.sending(now + 1600 * MS, 5000), Some(estimate));
+        let mean = FIRST_ESTIMATE / 2.0;
+        assert_eq!(pace.estimated(now + 1700 * MS, mean), None, "half of it is the rest's");
+        assert_eq!(pace.estimate(), FIRST_ESTIMATE);
+        assert_eq!(pace.estimated(now + 4500 * MS, mean), Some(mean));
     }
 
     #[test]
@@ -180,7 +217,7 @@ mod tests {
             sought.extend(pace.tick(now));
         }
         assert_eq!(sought, [], "it seeks the same all the time");
-        assert_eq!(pace.estimated(Bitrate::mbps(50)), Some(Bitrate::kbps(6000)));
+        assert_eq!(pace.estimated(now + 6000 * MS, Bitrate::mbps(50)), Some(Bitrate::kbps(6000)));
     }
 
     #[test]
@@ -201,6 +238,6 @@ mod tests {
     fn a_bad_path_is_not_given_up() {
         let (mut pace, now) = (Pace::new(6000), Instant::now());
         pace.sending(now, 90_000);
-        assert_eq!(pace.estimated(Bitrate::ZERO), Some(LEAST_ESTIMATE));
+        assert_eq!(pace.estimated(now, Bitrate::ZERO), Some(LEAST_ESTIMATE));
     }
 }

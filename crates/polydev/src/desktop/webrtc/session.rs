@@ -209,7 +209,13 @@ impl Session {
             }
             self.routes.verified(self.key, remote);
         }
-        self.put(input)
+        self.put(input)?;
+        if is_feedback(&packet.data)
+            && let Some(pacing) = self.pace.heard(Instant::now())
+        {
+            self.apply(pacing)?;
+        }
+        Ok(())
     }
 
     /// Time has passed.
@@ -347,11 +353,11 @@ impl Session {
     fn heed(&mut self, event: Event) -> Result<(), Ended> {
         match event {
             Event::Connected => self.connected(),
-            Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
-                if self.reach == Reach::Connected {
-                    self.reach = Reach::Lost(Instant::now());
-                    self.let_go();
-                }
+            Event::IceConnectionStateChange(IceConnectionState::Disconnected)
+                if self.reach == Reach::Connected =>
+            {
+                self.reach = Reach::Lost(Instant::now());
+                self.let_go();
             }
             Event::IceConnectionStateChange(
                 IceConnectionState::Connected | IceConnectionState::Completed,
@@ -361,15 +367,13 @@ impl Session {
                     self.link.keyframe_wanted();
                 }
             }
-            Event::MediaAdded(added) => {
-                if added.kind == MediaKind::Video && self.picture.is_none() {
-                    self.added(added.mid, added.direction)?;
-                }
+            Event::MediaAdded(added) if added.kind == MediaKind::Video && self.picture.is_none() => {
+                self.added(added.mid, added.direction)?;
             }
             Event::KeyframeRequest(_) => self.link.keyframe_wanted(),
             // Pages without transport-wide feedback send their own estimate (REMB).
             Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. } | BweKind::Remb { estimate, .. }) => {
-                if let Some(estimate) = self.pace.estimated(estimate) {
+                if let Some(estimate) = self.pace.estimated(Instant::now(), estimate) {
                     self.link.estimate(kbps(estimate));
                 }
             }
@@ -458,6 +462,11 @@ impl Session {
     fn let_go(&self) {
         self.link.input(&InputEvent::ReleaseAll.encode());
     }
+}
+
+/// Whether a packet tells what arrived and how (RTCP, told from the rest as in RFC 5761, section 4).
+fn is_feedback(packet: &[u8]) -> bool {
+    matches!(packet, [128..=191, 192..=223, ..])
 }
 
 fn protocol(error: &RtcError) -> Ended {
