@@ -437,6 +437,11 @@ async fn the_desktop_takes_the_size_of_the_viewer_in_control() {
     let resizes = scene.agent.desktop().heard().into_iter().filter(is_resize).count();
     assert!(resizes <= 3, "{resizes} resizes");
     until("all are told", async || (looker.word("size").await["width"] == 998).then_some(())).await;
+    let asked = || scene.agent.desktop().heard().into_iter().filter(|told| *told == resize).count();
+    let before = asked();
+    scene.agent.desktop().quit();
+    until("the program that has started anew is told as well", async || (asked() > before).then_some(()))
+        .await;
 }
 
 #[tokio::test]
