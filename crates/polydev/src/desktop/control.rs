@@ -86,13 +86,15 @@ impl Control {
         }
     }
 
-    /// A viewer comes again: what was kept is its own again, what is free it takes, and nothing else changes.
+    /// A viewer comes again: what was kept is its own again. Otherwise it is as if it came for the first time: it may
+    /// have waited before.
     pub(super) fn rejoin(&mut self, viewer: u32, may: bool) {
-        self.here.insert(viewer, may);
         match self.holder {
-            Holder::Kept { viewer: kept, .. } if kept == viewer => self.holder = Holder::Held { viewer },
-            Holder::Free if may => self.holder = Holder::Held { viewer },
-            Holder::Free | Holder::Kept { .. } | Holder::Held { .. } => {}
+            Holder::Kept { viewer: kept, .. } if kept == viewer => {
+                self.here.insert(viewer, may);
+                self.holder = Holder::Held { viewer };
+            }
+            Holder::Free | Holder::Kept { .. } | Holder::Held { .. } => self.join(viewer, may),
         }
     }
 
@@ -217,6 +219,19 @@ mod tests {
         control.at(start + GRACE);
         assert_eq!(control.active(), Some(2));
         control.rejoin(1, true);
+        assert_eq!(control.active(), Some(2));
+    }
+
+    #[test]
+    fn who_waits_and_comes_again_by_another_lane_still_gets_it() {
+        let start = Instant::now();
+        let mut control = Control::default();
+        control.join(1, true);
+        control.lost(1, start);
+        control.join(2, true);
+        control.lost(2, start);
+        control.rejoin(2, true);
+        control.at(start + GRACE);
         assert_eq!(control.active(), Some(2));
     }
 
