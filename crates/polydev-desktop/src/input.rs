@@ -7,7 +7,7 @@
 //! | module | for |
 //! |---|---|
 //! | [`queue`] | what waits for the input thread |
-//! | [`pointer`] | moves, buttons, wheel |
+//! | [`mod@pointer`] | moves, buttons, wheel |
 //! | [`keysym`] | what keysyms mean |
 //! | [`keymap`] | which key makes which character under the server's map |
 //! | [`spare`] | keys without meaning that are lent to characters the map lacks |

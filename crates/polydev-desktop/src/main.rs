@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Returns why it ended; so does [`stream`].
+/// Returns why it ended; so does [`stream()`].
 fn watch() -> String {
     let mut stdout = std::io::stdout();
     let tell = |seen: Seen| {
