@@ -12,6 +12,8 @@ const limits = limitsOf("container");
 const LANE_MS = 60_000;
 /** With this each way, the dozen round trips of a connection by relay take longer than the page waits in front of nothing. */
 const FAR_MS = 150;
+/** The control is kept for a page that went without its good-bye being heard until it is missed, and a grace longer. */
+const CONTROL_MS = 90_000;
 const ID = "turn";
 let world;
 let sessionId;
@@ -70,7 +72,7 @@ const connection = (page) =>
 async function worksBy(person, transport, text) {
   await person.seesLane("webrtc", LANE_MS);
   await person.seesPicture("a painted page", ({ white, width, height }) => white > width * height * 0.3, limits.input);
-  await until("the person is in control", async () => (await person.page.getByTestId("role").innerText()) === "In control", { deadlineMs: limits.input });
+  await until("the person is in control", async () => (await person.page.getByTestId("role").innerText()) === "In control", { deadlineMs: CONTROL_MS });
   await until("the page says how the packets travel", async () => (await person.page.getByTestId("lane").innerText()).startsWith("WebRTC by relay"), {
     deadlineMs: limits.input,
     seen: () => person.page.getByTestId("lane").innerText(),
