@@ -28,6 +28,8 @@ const SMALL: usize = 1100;
 const LITTLE: Bitrate = Bitrate::kbps(10);
 /// The library tells the mean of what it estimated for so long; the nothing that it estimates at rest counts in it.
 const SMOOTHED_OVER: Duration = Duration::from_secs(3);
+/// The estimator wants to be woken 40 times a second even at rest. It, and whatever is due after it, waits longer by this.
+const REST: Duration = Duration::from_millis(75);
 /// The search for bandwidth after a picture that fills packets at the start of a connection.
 const FIRST_SEARCH: Duration = Duration::from_secs(3);
 
@@ -142,11 +144,13 @@ impl Pace {
         Some(Pacing::Seek(target))
     }
 
-    /// When [`Pace::tick`] has something to say at the latest.
-    pub(super) fn next_tick(&self) -> Option<Instant> {
+    /// When the library is to be woken that wants to be at `at`, be it for its estimator or for anything else.
+    pub(super) fn wake(&self, now: Instant, at: Instant, is_estimator: bool) -> Instant {
         match self.motion {
-            Motion::Still => None,
-            Motion::Moving { last, window, .. } => Some((window + WINDOW).min(last + STILL_AFTER)),
+            // What is due already is done, as something else may be due with it.
+            Motion::Still if is_estimator && self.rested.is_some() && at > now => at + REST,
+            Motion::Still => at,
+            Motion::Moving { last, window, .. } => at.min(window + WINDOW).min(last + STILL_AFTER),
         }
     }
 }
@@ -161,7 +165,7 @@ mod tests {
     fn keep_alive_pictures_wake_no_estimation() {
         let (mut pace, now) = (Pace::new(20_000), Instant::now());
         assert_eq!(pace.sending(now, 200), None);
-        assert_eq!(pace.next_tick(), None);
+        assert_eq!(pace.wake(now, now + 5 * MS, false), now + 5 * MS);
         assert_eq!(pace.heard(now), Some(Pacing::Rest), "what they teach is forgotten");
         assert_eq!(pace.estimated(now, Bitrate::kbps(1)), None);
         assert_eq!(pace.estimate(), FIRST_ESTIMATE);
@@ -190,6 +194,21 @@ mod tests {
         let later = now + 60_000 * MS;
         assert_eq!(pace.sending(later, 5000), Some(Pacing::Estimate { from: Bitrate::kbps(2000) }));
         assert_eq!(pace.tick(later + 1000 * MS), None, "little was sent: nothing is sought");
+    }
+
+    #[test]
+    fn a_resting_estimator_is_woken_less_often_and_delays_nothing_that_is_due() {
+        let (mut pace, now) = (Pace::new(20_000), Instant::now());
+        let soon = now + 25 * MS;
+        assert_eq!(pace.wake(now, soon, true), soon, "it does not rest while the connection is being made");
+        pace.heard(now);
+        assert_eq!(pace.wake(now, soon, true), soon + REST);
+        assert_eq!(pace.wake(now + 20 * MS, soon, true), soon + REST, "whatever comes meanwhile");
+        assert_eq!(pace.wake(now, soon, false), soon);
+        assert_eq!(pace.wake(soon, soon, true), soon);
+        pace.sending(now, 90_000);
+        assert_eq!(pace.wake(now, soon, true), soon);
+        assert_eq!(pace.wake(now, now + 5000 * MS, false), now + WINDOW);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use polydev_core::desktop::{Frame, InputEvent, TEXT_MAX};
 use str0m::{
-    Event, IceConnectionState, Input, Output, Rtc, RtcConfig, RtcError,
+    Event, IceConnectionState, Input, Output, Reason, Rtc, RtcConfig, RtcError,
     bwe::{Bitrate, BweKind},
     channel::{ChannelData, ChannelId},
     crypto::{CryptoProvider, dtls::DtlsCert},
@@ -231,7 +231,8 @@ impl Session {
         loop {
             match guarded(|| self.rtc.poll_output())? {
                 Ok(Output::Timeout(at)) => {
-                    return Ok(self.pace.next_tick().map_or(at, |tick| tick.min(at)));
+                    let is_estimator = self.rtc.last_timeout_reason() == Reason::BweDelayControl;
+                    return Ok(self.pace.wake(Instant::now(), at, is_estimator));
                 }
                 Ok(Output::Transmit(transmit)) => {
                     self.path = Some((transmit.proto, transmit.destination));
