@@ -294,7 +294,11 @@ impl Hub {
     fn at(&mut self, now: Instant) {
         self.control_at(now);
         self.watch_stream(now);
-        for viewer in self.viewers.values_mut() {
+        let in_control = self.control.active();
+        for (id, viewer) in &mut self.viewers {
+            if Some(*id) == in_control {
+                viewer.patience.forgive();
+            }
             if viewer.patience.grant(now) {
                 self.keyframes.want(now);
             }

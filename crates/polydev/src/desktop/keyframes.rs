@@ -64,6 +64,13 @@ impl Patience {
         self.wanted = false;
     }
 
+    /// It waits no longer than the first time again: who sets the rate is helped by a lower one, not by waiting.
+    pub(super) fn forgive(&mut self) {
+        if let Some((_, wait)) = &mut self.granted {
+            *wait = ASK_EVERY;
+        }
+    }
+
     /// Whether its wish is to be heeded now.
     pub(super) fn grant(&mut self, now: Instant) -> bool {
         if !self.wanted || self.deadline().is_some_and(|due| due > now) {
@@ -129,6 +136,19 @@ mod tests {
         assert!(!keyframes.ask(now));
         keyframes.want(now);
         assert!(keyframes.ask(now) && keyframes.deadline().is_none());
+    }
+
+    #[test]
+    fn a_viewer_that_is_forgiven_never_waits_longer_than_the_first_time() {
+        let (mut now, mut patience) = (Instant::now(), Patience::default());
+        for _ in 0..10 {
+            patience.want();
+            assert!(patience.grant(now));
+            patience.forgive();
+            patience.want();
+            assert_eq!(patience.deadline(), Some(now + ASK_EVERY));
+            now += ASK_EVERY;
+        }
     }
 
     #[test]
