@@ -151,6 +151,14 @@ fn main_process(places: &Places, id: VmId, dir: &Path) -> Result<Option<ProcessI
     Ok(all.into_iter().find(|(vm, _)| *vm == id).map(|(_, process)| process))
 }
 
+/// The process whose life makes dialling a VM's agent worth while.
+fn process_to_reach(places: &Places, id: VmId, dir: &Path) -> Option<ProcessId> {
+    main_process(places, id, dir).unwrap_or_else(|error| {
+        tracing::error!(vm.id = %id, %error, "the VM's process cannot be looked up");
+        None
+    })
+}
+
 /// Reaches an agent over a unix socket, as long as the VM's process lives.
 pub(crate) struct SocketConnector {
     socket: PathBuf,
@@ -159,11 +167,7 @@ pub(crate) struct SocketConnector {
 
 impl SocketConnector {
     pub(crate) fn new(places: &Places, id: VmId, dir: &Path, socket: PathBuf) -> Self {
-        let process = main_process(places, id, dir).unwrap_or_else(|error| {
-            tracing::error!(vm.id = %id, %error, "the VM's process cannot be looked up");
-            None
-        });
-        Self { socket, process }
+        Self { socket, process: process_to_reach(places, id, dir) }
     }
 }
 

@@ -66,6 +66,14 @@ pub(crate) fn check(dir: &Path) -> Result<About, String> {
     Ok(about)
 }
 
+/// Removes a snapshot, or what became of one; none is fine.
+pub(crate) fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Takes the description away: until there is a new one, the snapshot is not used.
 pub(crate) fn forget(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(ABOUT)) {

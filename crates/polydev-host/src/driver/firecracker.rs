@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use polydev_core::{guest::VSOCK_OPTION, ids::VmId, vm::Process};
 
 use super::{
-    Driver, DriverInfo, Places, container::Programs, initrd, kill_all, main_process, mark_started,
-    process_seen, user_disk, vsock::VsockConnector, with_processes,
+    Driver, DriverInfo, Places, container::Programs, initrd, kill_all, mark_started, process_seen,
+    process_to_reach, user_disk, vsock::VsockConnector, with_processes,
 };
 use crate::{
     agent::Connector,
@@ -119,10 +119,7 @@ impl Driver for FirecrackerDriver {
     }
 
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
-        let process = main_process(&self.places, id, dir).unwrap_or_else(|error| {
-            tracing::error!(vm.id = %id, %error, "the VM's process cannot be looked up");
-            None
-        });
+        let process = process_to_reach(&self.places, id, dir);
         Arc::new(VsockConnector { socket: dir.join(VSOCK), process })
     }
 

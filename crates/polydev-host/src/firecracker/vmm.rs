@@ -14,7 +14,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use polydev_core::ids::VmId;
@@ -183,11 +183,11 @@ impl Vmm {
         if !started.success() {
             return Err(os("start firecracker in")(io::Error::other(started.to_string())).into());
         }
+        // It is there once `setsid` has ended, and the same one before and after it executes firecracker.
+        let process = process_of(&home)?.ok_or(VmmError::NotOurs { id: *id, what: "it has ended" })?;
         let api = Api::new(dir.join(API_SOCKET));
         let failed = |source| VmmError::Api { id: *id, source };
-        let alive = || process_of(&home).is_ok_and(|process| process.is_some());
-        api.ready(READY_LIMIT, alive).await.map_err(failed)?;
-        let process = process_of(&home)?.ok_or(VmmError::NotOurs { id: *id, what: "it has ended" })?;
+        api.ready(READY_LIMIT, || process.alive()).await.map_err(failed)?;
         let identity = Identity::of(process).map_err(os("look at the process of"))?;
         let bytes = serde_json::to_vec(&identity).map_err(|error| os("write to")(io::Error::other(error)))?;
         write_durably(&dir.join(IDENTITY), &bytes).map_err(os("write to"))?;
@@ -292,7 +292,7 @@ impl Vmm {
     pub async fn save(&self, to: &Path) -> Result<(), VmmError> {
         let fresh = to.with_extension("new");
         let os = |what: &str| HostError::os(format!("{what} snapshot {}", to.display()));
-        remove_tree(&fresh).map_err(os("clear"))?;
+        snapshot::remove(&fresh).map_err(os("clear"))?;
         fs::create_dir_all(&fresh).map_err(os("make"))?;
         let take = TakeSnapshot {
             snapshot_type: SnapshotKind::Full,
@@ -302,13 +302,13 @@ impl Vmm {
         let saved = async {
             self.api.take_snapshot(&take).await.map_err(self.api_error())?;
             snapshot::describe(&fresh, None).map_err(os("describe"))?;
-            remove_tree(to).map_err(os("replace"))?;
+            snapshot::remove(to).map_err(os("replace"))?;
             fs::rename(&fresh, to).map_err(os("name"))?;
             Ok(())
         }
         .await;
         if saved.is_err() {
-            remove_tree(&fresh).map_err(os("clear"))?;
+            snapshot::remove(&fresh).map_err(os("clear"))?;
         }
         saved
     }
@@ -349,12 +349,6 @@ impl Vmm {
         self.process.alive()
     }
 
-    /// Waits for the process to end by itself.
-    pub async fn ended(&self, limit: Duration) -> bool {
-        let began = Instant::now();
-        self.process.ended(limit).await.is_ok() && began.elapsed() <= limit
-    }
-
     /// Logs, metrics and console are not kept in snapshots: they are set before a boot and before a load.
     async fn observe(&self) -> Result<(), ApiError> {
         let log_path = VMM_LOG.to_owned();
@@ -382,13 +376,6 @@ impl Identity {
 fn process_of(home: &Home) -> Result<Option<ProcessId>, HostError> {
     let all = process::all(&home.instance).map_err(HostError::os("read the process table"))?;
     Ok(all.into_iter().find(|(vm, _)| *vm == home.id).map(|(_, process)| process))
-}
-
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn text(path: &Path) -> String {

@@ -28,7 +28,7 @@ use crate::{
     error::HostError,
     host::{LogKind, VmKind},
     logs, process,
-    snapshot::{DEVICES, MEMORY, check, describe},
+    snapshot::{self, DEVICES, MEMORY, check, describe},
 };
 
 /// Version of what a template depends on.
@@ -331,10 +331,5 @@ async fn ignore_shared(qmp: &mut Qmp) -> io::Result<()> {
 }
 
 fn remove(dir: &Path) -> Result<(), HostError> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(HostError::os(format!("remove {}", dir.display()))(error))
-        }
-        _ => Ok(()),
-    }
+    snapshot::remove(dir).map_err(HostError::os(format!("remove {}", dir.display())))
 }
