@@ -1,22 +1,10 @@
 // Text as key presses: what a paste into the live browser is made of. The VM's clipboard is not involved.
 
-const RETURN = 0xff0d;
-const TAB = 0xff09;
-const UNICODE_KEYSYM = 0x0100_0000;
-
-/** X keysym of one character, or null for a control character that no key stands for (X.Org, keysymdef.h: Unicode keysyms). */
-export function keysymOf(character: string): number | null {
-  const point = character.codePointAt(0);
-  if (point === undefined) return null;
-  if (character === "\n") return RETURN;
-  if (character === "\t") return TAB;
-  if (point < 0x20 || (point >= 0x7f && point < 0xa0)) return null;
-  return point <= 0xff ? point : UNICODE_KEYSYM | point;
-}
+import { keysymOfCharacter } from "./input/keysyms";
 
 /** Key presses for a text; Windows line ends count once. */
 export function keysymsOf(text: string): number[] {
-  return [...text.replace(/\r\n?/g, "\n")].map(keysymOf).filter((keysym) => keysym !== null);
+  return [...text.replace(/\r\n?/g, "\n")].map(keysymOfCharacter).filter((keysym) => keysym !== null);
 }
 
 /** Most characters one paste may type; a sign-in form needs far fewer. */
