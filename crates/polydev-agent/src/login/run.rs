@@ -33,8 +33,10 @@ use crate::{
     terminal::{self, Master},
 };
 
-/// How often quiet output and the callback port are looked at.
+/// How often quiet output is looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the callback port is looked at: reading the kernel's counters has a price while a person takes their time.
+const CALLBACK_TICK: Duration = Duration::from_millis(500);
 /// A URL or code at the very end of the output counts when nothing followed it for this long.
 const QUIET: Duration = Duration::from_millis(300);
 /// How long typing may take when the program does not read.
@@ -235,6 +237,8 @@ impl Login<'_> {
         };
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut callback_tick = tokio::time::interval(CALLBACK_TICK);
+        callback_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for line in self.rpc.advance() {
             if let Err(refusal) = self.send(&line).await {
                 return Stop::Failed(refusal.message);
@@ -291,8 +295,8 @@ impl Login<'_> {
                         self.search(From::Main, true);
                         self.search(From::Errors, true);
                     }
-                    self.look_for_callback();
                 }
+                _ = callback_tick.tick() => self.look_for_callback(),
                 () = tokio::time::sleep_until(idle_end) => return Stop::TimedOut,
             }
         }

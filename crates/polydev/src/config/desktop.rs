@@ -11,7 +11,8 @@ use crate::desktop::talk::ClipboardPolicy;
 use super::Settings;
 
 const VIEWERS_MAX: usize = 8;
-const MAX_FPS: u8 = 30;
+/// Measured: above it the receiving browser falls behind on a machine of two cores.
+const MAX_FPS: u8 = 45;
 const MAX_KBPS: u32 = 20_000;
 /// More names than that are a mistake, and would make every answer long.
 const PUBLIC_ADDRESSES_MAX: usize = 8;
