@@ -13,6 +13,7 @@ pub mod firecracker;
 mod golden;
 pub mod host;
 pub mod image;
+mod launch;
 mod logs;
 mod mounts;
 mod process;

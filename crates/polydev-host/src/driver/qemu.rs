@@ -27,12 +27,11 @@ use super::{
 };
 use crate::{
     agent::Connector,
-    command::command,
     error::HostError,
     golden::{GoldenImage, Layer},
     host::{LogKind, VmKind},
-    logs, mounts,
-    process::{INSTANCE_VARIABLE, VM_VARIABLE},
+    launch::Launch,
+    mounts,
     record::VmRecord,
 };
 
@@ -42,7 +41,6 @@ pub(crate) const QEMU: &str = "qemu-system-x86_64";
 const CHANNEL: &str = "agent.sock";
 /// QEMU's control socket, in the VM's run directory.
 const QMP: &str = "qmp.sock";
-const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// What executes guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,27 +94,20 @@ impl QemuDriver {
         }
     }
 
-    /// Starts QEMU in `dir`, in a session of its own.
+    /// Starts QEMU in `dir`.
     async fn launch(&self, id: VmId, dir: &Path, machine: &Machine<'_>) -> Result<(), HostError> {
-        let open = || logs::open_append(&dir.join(LogKind::Driver.file_name()));
-        let opened = open().and_then(|log| Ok((log.try_clone()?, log)));
-        let (stdout, stderr) = opened.map_err(HostError::os(format!("write to {}", dir.display())))?;
         mark_started(dir)?;
-        let mut qemu = command("setsid");
-        qemu.arg("--fork").arg(QEMU).args(machine.arguments()).current_dir(dir);
-        qemu.env(VM_VARIABLE, id.to_string()).env(INSTANCE_VARIABLE, &self.places.instance);
-        qemu.stdout(stdout).stderr(stderr);
-        match tokio::time::timeout(LAUNCH_LIMIT, qemu.status()).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => {
-                Err(HostError::StartFailed { id, step: "launch of QEMU", detail: status.to_string() })
-            }
-            Ok(Err(error)) => Err(HostError::os("run setsid")(error)),
-            Err(_) => {
-                let detail = format!("no end within {} s", LAUNCH_LIMIT.as_secs());
-                Err(HostError::StartFailed { id, step: "launch of QEMU", detail })
-            }
-        }
+        let launch = Launch {
+            id,
+            instance: &self.places.instance,
+            program: Path::new(QEMU),
+            arguments: machine.arguments(),
+            dir,
+            log: &dir.join(LogKind::Driver.file_name()),
+            groups: &[],
+            netns: None,
+        };
+        launch.start().await.map_err(|error| error.of_vm(id))
     }
 }
 
