@@ -124,10 +124,8 @@ pub(crate) fn process_seen(places: &Places, id: VmId, dir: &Path) -> Result<Proc
 
 /// [`Driver::stop`] for drivers whose VMs are processes.
 pub(crate) async fn kill_all(places: &Places, id: VmId) -> Result<(), HostError> {
-    for (vm, process) in process::all(&places.instance).map_err(HostError::os("read the process table"))? {
-        if vm == id {
-            process.kill(KILL_LIMIT).await.map_err(HostError::os(format!("kill VM {id}")))?;
-        }
+    for process in process::of_vm(&places.instance, id).map_err(HostError::os("read the process table"))? {
+        process.kill(KILL_LIMIT).await.map_err(HostError::os(format!("kill VM {id}")))?;
     }
     Ok(())
 }
@@ -143,12 +141,13 @@ pub(crate) fn mark_started(dir: &Path) -> Result<(), HostError> {
     fs::write(dir.join(STARTED), b"").map_err(HostError::os(format!("write to {}", dir.display())))
 }
 
-fn main_process(places: &Places, id: VmId, dir: &Path) -> Result<Option<ProcessId>, HostError> {
+/// A VM's main process: the noted one, or the one that is found by its environment.
+pub(crate) fn main_process(places: &Places, id: VmId, dir: &Path) -> Result<Option<ProcessId>, HostError> {
     if let Some(found) = ProcessId::read(&dir.join(PROCESS)).filter(|process| process.alive()) {
         return Ok(Some(found));
     }
-    let all = process::all(&places.instance).map_err(HostError::os("read the process table"))?;
-    Ok(all.into_iter().find(|(vm, _)| *vm == id).map(|(_, process)| process))
+    let found = process::of_vm(&places.instance, id).map_err(HostError::os("read the process table"))?;
+    Ok(found.into_iter().next())
 }
 
 /// The process whose life makes dialling a VM's agent worth while.

@@ -141,6 +141,8 @@ pub struct HostStatus {
 pub struct ReclaimReport {
     /// VMs that nobody wanted.
     pub destroyed: Vec<VmId>,
+    /// VMs of before the machine was started anew. Users' disks stay, and VMs that sleep on disk can be woken.
+    pub earlier_boot: Vec<VmId>,
     /// Leftovers without a VM (directories, mounts, namespaces, cgroups, sockets), by name.
     pub swept: Vec<String>,
 }
@@ -216,7 +218,7 @@ impl Host {
 
     /// Every VM this machine still has traces of, whoever started it.
     pub async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
-        self.inner.list()
+        self.inner.list().await
     }
 
     /// Starts a VM; returns when its agent has taken the identity. On error nothing is left but its logs.

@@ -6,7 +6,9 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Arc, LazyLock},
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +27,64 @@ pub(crate) const VM_VARIABLE: &str = "POLYDEV_VM";
 /// Names the run directory's tag.
 pub(crate) const INSTANCE_VARIABLE: &str = "POLYDEV_INSTANCE";
 
+/// The kernel's name for the time since the machine was started (random(4)).
+static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
+    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    read.map(|text| text.trim().to_owned()).unwrap_or_else(|error| {
+        tracing::error!(%error, "the boot id cannot be read; a reboot of the host will not be noticed");
+        String::new()
+    })
+});
+
+tokio::task_local! {
+    /// What [`with_snapshot`] looked up.
+    static SNAPSHOT: Arc<Snapshot>;
+}
+
+/// The boot of the machine that this process runs in.
+pub(crate) fn boot_id() -> &'static str {
+    &BOOT_ID
+}
+
+/// A VM's main process as a later process of the host can tell it from every other one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ProcessIdentity {
+    /// Number; comes again.
+    pub pid: i32,
+    /// When it was started, in the kernel's ticks since boot.
+    pub start_ticks: u64,
+    /// The boot these ticks count from.
+    pub boot_id: String,
+    /// What it executes, once that is the VM's program and no longer what launched it.
+    pub program: Option<ProgramFile>,
+}
+
+/// The file of a program that is executed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ProgramFile {
+    /// As seen by the process itself; for people.
+    pub path: PathBuf,
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file.
+    pub inode: u64,
+}
+
+impl ProcessIdentity {
+    /// Whether the very process still runs, what it executes included.
+    pub fn is_running(&self) -> bool {
+        let process = ProcessId { pid: self.pid, start_ticks: self.start_ticks };
+        let same_program = || {
+            let file = || fs::metadata(process.exe()).ok();
+            self.program.as_ref().is_none_or(|program| {
+                file().is_some_and(|file| (file.dev(), file.ino()) == (program.device, program.inode))
+            })
+        };
+        // The start is asked for last: nothing seen before can then have been of another process.
+        self.boot_id == boot_id() && same_program() && process.alive()
+    }
+}
+
 /// A process, told apart from a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ProcessId {
@@ -41,14 +101,30 @@ impl ProcessId {
 
     /// Notes it in a file, for [`ProcessId::read`].
     pub(crate) fn write(self, file: &Path) -> io::Result<()> {
-        fs::write(file, format!("{} {}", self.pid, self.start_ticks))
+        fs::write(file, format!("{} {} {}", self.pid, self.start_ticks, boot_id()))
     }
 
-    /// The process that a file names, whether it still runs or not.
+    /// The process that a file names, whether it still runs or not. None if it is of an earlier boot.
     pub(crate) fn read(file: &Path) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
-        let (pid, start_ticks) = text.split_once(' ')?;
-        Some(Self { pid: pid.parse().ok()?, start_ticks: start_ticks.parse().ok()? })
+        let mut words = text.split(' ');
+        let (pid, start_ticks) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        // Files of before there was a third word are of this boot: run directories do not outlive one.
+        words.next().is_none_or(|boot| boot == boot_id()).then_some(Self { pid, start_ticks })
+    }
+
+    /// What a later process of the host knows it by. With `executes_vm` what it executes belongs to that.
+    pub(crate) fn identity(self, executes_vm: bool) -> ProcessIdentity {
+        let program = || {
+            let file = fs::metadata(self.exe()).ok()?;
+            Some(ProgramFile { path: fs::read_link(self.exe()).ok()?, device: file.dev(), inode: file.ino() })
+        };
+        ProcessIdentity {
+            pid: self.pid,
+            start_ticks: self.start_ticks,
+            boot_id: boot_id().to_owned(),
+            program: executes_vm.then(program).flatten(),
+        }
     }
 
     /// Whether it still runs; one that ended but was not waited for does not.
@@ -115,8 +191,46 @@ pub(crate) fn from_pid_file(file: &Path) -> Option<ProcessId> {
     ProcessId::of(fs::read_to_string(file).ok()?.trim().parse().ok()?)
 }
 
+/// The process table as one look at it showed it.
+struct Snapshot {
+    instance: String,
+    found: Vec<(VmId, ProcessId)>,
+}
+
+/// Runs work that asks for the processes of many VMs, and starts none, with one look at the process table.
+///
+/// In it [`all`] gives those of the first look that still live. Work that it spawns looks for itself.
+pub(crate) async fn with_snapshot<T>(instance: &str, work: impl Future<Output = T>) -> io::Result<T> {
+    let snapshot = Snapshot { instance: instance.to_owned(), found: scan(instance)? };
+    Ok(SNAPSHOT.scope(Arc::new(snapshot), work).await)
+}
+
 /// All processes of this instance's VMs.
 pub(crate) fn all(instance: &str) -> io::Result<Vec<(VmId, ProcessId)>> {
+    let seen = SNAPSHOT.try_with(|snapshot| {
+        let alive = |(_, process): &&(VmId, ProcessId)| process.alive();
+        (snapshot.instance == instance)
+            .then(|| snapshot.found.iter().filter(alive).copied().collect::<Vec<_>>())
+    });
+    match seen {
+        Ok(Some(seen)) => Ok(seen),
+        _ => scan(instance),
+    }
+}
+
+/// All processes of one VM.
+pub(crate) fn of_vm(instance: &str, id: VmId) -> io::Result<Vec<ProcessId>> {
+    let seen = SNAPSHOT.try_with(|snapshot| {
+        let of_vm = snapshot.found.iter().filter(|(vm, process)| *vm == id && process.alive());
+        (snapshot.instance == instance).then(|| of_vm.map(|(_, process)| *process).collect::<Vec<_>>())
+    });
+    if let Ok(Some(seen)) = seen {
+        return Ok(seen);
+    }
+    Ok(scan(instance)?.into_iter().filter(|(vm, _)| *vm == id).map(|(_, process)| process).collect())
+}
+
+fn scan(instance: &str) -> io::Result<Vec<(VmId, ProcessId)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -203,6 +317,51 @@ mod tests {
         assert!(!found.alive());
         child.wait().unwrap();
         found.kill(Duration::from_secs(5)).await.expect("killing what has ended is fine");
+    }
+
+    #[tokio::test]
+    async fn one_look_at_the_process_table_serves_many_questions_and_forgets_the_dead() {
+        let (first, second) = (VmId::from_uuid(uuid::Uuid::new_v4()), VmId::from_uuid(uuid::Uuid::new_v4()));
+        let mut child = sleeper(first);
+        let work = async {
+            let mut later = sleeper(second);
+            assert_eq!(of_vm("test0000", first).unwrap().len(), 1);
+            assert!(of_vm("test0000", second).unwrap().is_empty(), "started after the look");
+            all("test0000").unwrap()[0].1.kill(Duration::from_secs(5)).await.unwrap();
+            assert!(all("test0000").unwrap().is_empty(), "what has ended since is not shown");
+            later.kill().unwrap();
+            later.wait().unwrap();
+        };
+        with_snapshot("test0000", work).await.unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_identity_holds_for_one_process_with_one_program_in_one_boot() {
+        let me = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let identity = me.identity(true);
+        assert!(identity.is_running());
+        let program = identity.program.clone().unwrap();
+        let others = [
+            ProcessIdentity { start_ticks: identity.start_ticks + 1, ..identity.clone() },
+            ProcessIdentity { boot_id: "an earlier boot".to_owned(), ..identity.clone() },
+            ProcessIdentity {
+                program: Some(ProgramFile { inode: program.inode + 1, ..program }),
+                ..identity
+            },
+        ];
+        assert!(others.iter().all(|other| !other.is_running()));
+    }
+
+    #[test]
+    fn a_process_file_of_an_earlier_boot_names_no_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("process");
+        let me = ProcessId::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        me.write(&file).unwrap();
+        assert_eq!(ProcessId::read(&file), Some(me));
+        fs::write(&file, format!("{} {} another", me.pid, me.start_ticks)).unwrap();
+        assert_eq!(ProcessId::read(&file), None);
     }
 
     #[test]

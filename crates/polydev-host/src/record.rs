@@ -9,7 +9,11 @@ use std::{
 use polydev_core::ids::{Slot, VmId};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::HostError, host::VmKind};
+use crate::{
+    error::HostError,
+    host::VmKind,
+    process::{self, ProcessIdentity},
+};
 
 /// Format of the file.
 const SCHEMA: u32 = 1;
@@ -35,11 +39,70 @@ pub struct VmRecord {
     pub memory_mib: u32,
     /// Host name; a container's is set from outside.
     pub hostname: String,
+    /// What is being done with it.
+    #[serde(default)]
+    pub phase: Phase,
+    /// What it is when nothing is being done with it.
+    #[serde(default)]
+    pub state: VmState,
+    /// The boot of the host in which the record was made, as the kernel names it. Missing in older records.
+    #[serde(default)]
+    pub boot_id: Option<String>,
+    /// Its main process, once that was started.
+    #[serde(default)]
+    pub process: Option<ProcessIdentity>,
+}
+
+/// What is being done with a VM: written before the step, so a later process knows what may be half done.
+///
+/// ```text
+/// creating ─▶ starting ─▶ running ─▶ hibernating ─▶ running (state: hibernated) ─▶ resuming ─▶ running
+///     └───────────┴──────────┴────────────┴───────── destroying ◀─────┴────────────────┘
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Its resources are being made.
+    Creating,
+    /// Its process was started; the agent has not taken its identity.
+    Starting,
+    /// Nothing: the VM is what [`VmRecord::state`] says. Records of before there were phases read as this.
+    #[default]
+    Running,
+    /// It is being saved or frozen.
+    Hibernating,
+    /// It is being woken.
+    Resuming,
+    /// It is being removed; nothing brings it back.
+    Destroying,
+}
+
+/// What a VM is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Somebody's.
+    #[default]
+    Active,
+    /// Nobody's yet: it waits in the pool.
+    Warm,
+    /// Somebody's, asleep.
+    Hibernated,
 }
 
 impl VmRecord {
     /// The version this program writes.
     pub(crate) const SCHEMA: u32 = SCHEMA;
+
+    /// Whether the host has been started anew since: no process of that time can still be there.
+    pub(crate) fn is_of_an_earlier_boot(&self) -> bool {
+        self.boot_id.as_deref().is_some_and(|boot_id| boot_id != process::boot_id())
+    }
+
+    /// Whether a process that was found can be the VM's: nothing is known of it yet, or it is the very one.
+    pub(crate) fn process_is_the_one(&self) -> bool {
+        self.process.as_ref().is_none_or(ProcessIdentity::is_running)
+    }
 }
 
 /// The directory of records.
@@ -122,4 +185,24 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     replaced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_before_there_were_phases_reads_as_a_running_active_vm() {
+        let old = r#"{"schema":1,"id":"7d444840-9dc0-11d1-b245-5ffdce74fad2","kind":{"kind":"browser"},"slot":3,
+            "driver":"container","image":"sha","vcpus":2,"memory_mib":1024,"hostname":"vm-7d444840"}"#;
+        let record: VmRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(
+            (record.phase, record.state, record.process.as_ref()),
+            (Phase::Running, VmState::Active, None)
+        );
+        assert!(!record.is_of_an_earlier_boot() && record.process_is_the_one());
+        let again = serde_json::from_slice(&serde_json::to_vec(&record).unwrap()).unwrap();
+        assert_eq!(record, again);
+        assert!(VmRecord { boot_id: Some("another".to_owned()), ..record }.is_of_an_earlier_boot());
+    }
 }

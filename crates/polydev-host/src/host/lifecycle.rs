@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use super::{CreateVm, Inner, LogKind, Vm, VmKind, agent_logs};
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
-    driver::Driver,
+    driver::{self, Driver},
     error::HostError,
-    logs, mounts,
-    record::{self, VmRecord},
+    failpoint, logs, mounts, process,
+    record::{self, Phase, VmRecord, VmState},
 };
 
 /// Bytes of randomness handed to each VM.
@@ -82,7 +82,9 @@ impl Inner {
             None => {
                 let driver = self.driver_of(&record);
                 let dir = self.places.vm(id);
-                if driver.process(id, &dir)? != Process::Alive {
+                // A VM whose agent has not taken its identity, or whose process is another one, is not taken over.
+                let settled = record.phase == Phase::Running && record.process_is_the_one();
+                if !settled || driver.process(id, &dir)? != Process::Alive {
                     return Err(HostError::NoSuchVm(id));
                 }
                 let limit = driver.info().start_limit;
@@ -152,7 +154,12 @@ impl Inner {
             vcpus: create.vcpus,
             memory_mib: create.memory_mib,
             hostname: create.identity.hostname.clone(),
+            phase: Phase::Creating,
+            state: VmState::Active,
+            boot_id: Some(process::boot_id().to_owned()),
+            process: None,
         };
+        failpoint::reach("create/before-record");
         if let VmKind::Cli { user } = &create.kind {
             // Looked up and written under one lock: two VMs must never write one disk.
             let _slots = self.slots();
@@ -168,20 +175,26 @@ impl Inner {
         let id = record.id;
         let driver = Arc::clone(self.driver_of(record));
         let dir = self.places.vm(id);
+        let mut record = record.clone();
         let mut client: Option<AgentClient> = None;
         let mut link = Link::Down;
         loop {
             let seen = self.look(&*driver, id, &dir, link)?;
             match next_step(Want::Running, &seen) {
-                Some(Step::Record) => self.records.write(record)?,
+                Some(Step::Record) => self.records.write(&record)?,
                 Some(Step::Start) => {
+                    failpoint::reach("create/recorded");
                     fs::create_dir_all(&dir).map_err(HostError::os(format!("make {}", dir.display())))?;
                     record::write_durably(
                         &dir.join(RECORD_COPY),
-                        &serde_json::to_vec(record).unwrap_or_default(),
+                        &serde_json::to_vec(&record).unwrap_or_default(),
                     )
                     .map_err(HostError::os(format!("write to {}", dir.display())))?;
-                    driver.start(record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
+                    failpoint::reach("create/before-start");
+                    driver.start(&record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
+                    failpoint::reach("create/started");
+                    self.note_phase(&mut record, Phase::Starting)?;
+                    failpoint::reach("create/start-recorded");
                 }
                 Some(Step::Connect) => match self.connect(&*driver, id, driver.info().start_limit).await {
                     Ok(connected) => {
@@ -198,7 +211,12 @@ impl Inner {
                 Some(Step::Identify) => {
                     let client = client.as_ref().ok_or(HostError::NoSuchVm(id))?;
                     match client.request(Request::Identify(fresh(identity.clone())?)).await {
-                        Ok(_) => link = Link::Identified,
+                        Ok(_) => {
+                            failpoint::reach("create/identified");
+                            self.note_phase(&mut record, Phase::Running)?;
+                            failpoint::reach("create/complete");
+                            link = Link::Identified;
+                        }
                         // Once more from what is seen then.
                         Err(AgentError::Closed) => link = Link::Down,
                         Err(source) => return Err(HostError::Identity { id, source }),
@@ -216,6 +234,15 @@ impl Inner {
         }
     }
 
+    /// Writes down what is being done with a VM and which process it now is.
+    pub(super) fn note_phase(&self, record: &mut VmRecord, phase: Phase) -> Result<(), HostError> {
+        record.phase = phase;
+        let found = driver::main_process(&self.places, record.id, &self.places.vm(record.id))?;
+        // Before the agent has answered, the process may still execute what launched it.
+        record.process = found.map(|process| process.identity(phase == Phase::Running));
+        self.records.write(record)
+    }
+
     /// Removes a VM whatever state it is in. Works without a record, from traces alone.
     pub(super) async fn bring_down(
         &self,
@@ -230,6 +257,11 @@ impl Inner {
             Some(record) => vec![Arc::clone(self.driver_of(record))],
             None => self.drivers.clone(),
         };
+        failpoint::reach("destroy/before-record");
+        if let Some(record) = self.records.read(id).filter(|record| record.phase != Phase::Destroying) {
+            self.records.write(&VmRecord { phase: Phase::Destroying, ..record })?;
+        }
+        failpoint::reach("destroy/recorded");
         let mut steps = 0;
         for driver in &drivers {
             loop {
@@ -239,14 +271,24 @@ impl Inner {
                 match step {
                     Step::Stop => {
                         self.last_requests(id, record.as_ref(), client.as_ref(), &dir).await;
+                        failpoint::reach("destroy/before-stop");
                         driver.stop(id, &dir).await?;
+                        failpoint::reach("destroy/stopped");
                     }
-                    Step::KeepLogs => self.keep_logs(id, &dir)?,
+                    Step::KeepLogs => {
+                        self.keep_logs(id, &dir)?;
+                        failpoint::reach("destroy/logs-kept");
+                    }
                     Step::Release => {
                         driver.release(id, &dir).await?;
+                        failpoint::reach("destroy/released");
                         remove_dir(&dir)?;
+                        failpoint::reach("destroy/directory-removed");
                     }
-                    Step::Forget => self.records.remove(id)?,
+                    Step::Forget => {
+                        self.records.remove(id)?;
+                        failpoint::reach("destroy/forgotten");
+                    }
                     Step::Record | Step::Start | Step::Connect | Step::Identify | Step::GiveUp => {
                         unreachable!("{step:?} is no step towards a VM that is gone")
                     }

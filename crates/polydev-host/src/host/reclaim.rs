@@ -5,18 +5,34 @@ use std::{
     fs,
 };
 
+use futures::{StreamExt as _, stream};
 use polydev_core::{ids::VmId, vm::Process};
 
 use super::{Inner, ReclaimReport, SeenVm};
-use crate::{error::HostError, mounts, record::VmRecord};
+use crate::{
+    error::HostError,
+    mounts, process,
+    record::{Phase, VmRecord, VmState},
+};
+
+/// Most VMs that are removed at one time.
+const DESTROY_AT_ONCE: usize = 16;
+/// Most looks for VMs that nobody wants: a program that was launching one when its host was killed may show up late.
+const LOOKS_MAX: usize = 3;
 
 impl Inner {
-    pub(super) fn list(&self) -> Result<Vec<SeenVm>, HostError> {
+    pub(super) async fn list(&self) -> Result<Vec<SeenVm>, HostError> {
+        self.with_one_look(async { self.seen() }).await
+    }
+
+    fn seen(&self) -> Result<Vec<SeenVm>, HostError> {
         let mut seen = Vec::new();
         for (id, record) in self.known()? {
             // Without any record nobody can say what it was; it is reclaimed, not shown.
             let Some(record) = record else { continue };
-            let running = self.driver_of(&record).process(id, &self.places.vm(id))? == Process::Alive;
+            let settled = record.phase == Phase::Running && record.process_is_the_one();
+            let running =
+                settled && self.driver_of(&record).process(id, &self.places.vm(id))? == Process::Alive;
             seen.push(SeenVm { id, kind: record.kind, slot: record.slot, running });
         }
         Ok(seen)
@@ -25,11 +41,46 @@ impl Inner {
     pub(super) async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
         let mut report = ReclaimReport::default();
         let mut first_error = None;
-        for (id, _) in self.known()? {
-            if wanted.contains(&id) {
-                continue;
+        for _ in 0..LOOKS_MAX {
+            let found = self.with_one_look(self.reclaim_once(wanted, &mut report, &mut first_error)).await?;
+            if !found || first_error.is_some() {
+                break;
             }
-            match self.destroy(id, false).await {
+        }
+        if !report.earlier_boot.is_empty() {
+            tracing::warn!(
+                vms = report.earlier_boot.len(),
+                "the machine was started anew: its VMs of before are gone"
+            );
+        }
+        self.sweep(&mut report.swept)?;
+        match first_error {
+            Some(error) => Err(error),
+            None => Ok(report),
+        }
+    }
+
+    /// Whether anything was found that nobody wants.
+    async fn reclaim_once(
+        &self,
+        wanted: &HashSet<VmId>,
+        report: &mut ReclaimReport,
+        first_error: &mut Option<HostError>,
+    ) -> Result<bool, HostError> {
+        let doomed = |(id, record): (VmId, Option<VmRecord>)| {
+            let ended = record.as_ref().is_some_and(ended_with_its_boot);
+            let leaving = record.as_ref().is_some_and(|record| record.phase == Phase::Destroying);
+            let in_pool = record.as_ref().is_some_and(|record| record.state == VmState::Warm);
+            (ended || leaving || !(wanted.contains(&id) || in_pool)).then_some((id, ended))
+        };
+        let doomed: Vec<_> = self.known()?.into_iter().filter_map(doomed).collect();
+        let found = !doomed.is_empty();
+        let mut work = stream::iter(doomed)
+            .map(|(id, ended)| async move { (id, ended, self.destroy(id, false).await) })
+            .buffer_unordered(DESTROY_AT_ONCE);
+        while let Some((id, ended, result)) = work.next().await {
+            match result {
+                Ok(()) if ended => report.earlier_boot.push(id),
                 Ok(()) => report.destroyed.push(id),
                 // One VM that resists must not keep the others alive.
                 Err(error) => {
@@ -38,11 +89,17 @@ impl Inner {
                 }
             }
         }
-        self.sweep(&mut report.swept)?;
-        match first_error {
-            Some(error) => Err(error),
-            None => Ok(report),
-        }
+        Ok(found)
+    }
+
+    /// Runs work on many VMs with one look at the process table.
+    async fn with_one_look<T>(
+        &self,
+        work: impl Future<Output = Result<T, HostError>>,
+    ) -> Result<T, HostError> {
+        process::with_snapshot(&self.places.instance, work)
+            .await
+            .map_err(HostError::os("read the process table"))?
     }
 
     /// Every VM with a record, a run directory, mounts, or traces known to a driver.
@@ -86,4 +143,9 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Whether a VM cannot be there any more because the machine was started anew. One that sleeps on disk can.
+fn ended_with_its_boot(record: &VmRecord) -> bool {
+    record.is_of_an_earlier_boot() && record.state != VmState::Hibernated
 }
