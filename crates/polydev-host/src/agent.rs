@@ -35,19 +35,23 @@ pub use link::{ByteStream, Connector, LinkOptions};
 pub(crate) use session::receive;
 use session::{Call, Session};
 
+use crate::remote::fault::{self, StaticName};
+
 /// Events kept for a slow receiver.
 const EVENT_BACKLOG: usize = 256;
 /// Bytes buffered in each direction of a VNC stream.
 const VNC_BUFFER: usize = 256 << 10;
 
 /// A request that got no good answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AgentError {
     /// The agent said no.
     #[error("agent refused {op}: {refusal}")]
     Refused {
         /// Which request.
-        op: &'static str,
+        #[serde(deserialize_with = "fault::name")]
+        op: StaticName,
         /// Why.
         refusal: Refusal,
     },
@@ -58,7 +62,8 @@ pub enum AgentError {
     #[error("no answer to {op} within {limit_ms} ms")]
     TimedOut {
         /// Which request.
-        op: &'static str,
+        #[serde(deserialize_with = "fault::name")]
+        op: StaticName,
         /// The limit.
         limit_ms: u64,
     },
@@ -66,7 +71,8 @@ pub enum AgentError {
     #[error("agent gave a wrong kind of answer to {op}")]
     Protocol {
         /// Which request.
-        op: &'static str,
+        #[serde(deserialize_with = "fault::name")]
+        op: StaticName,
     },
 }
 
@@ -82,7 +88,7 @@ struct Shared {
     /// Receives from the start: an agent says how things stand right after hello, before anybody could subscribe.
     first_receiver: Mutex<Option<broadcast::Receiver<AgentEvent>>>,
     slow_factor: u32,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl std::fmt::Debug for AgentClient {
@@ -121,7 +127,7 @@ impl AgentClient {
                 events,
                 first_receiver: Mutex::new(Some(first)),
                 slow_factor,
-                _task: owned(task),
+                task: owned(task),
             }),
         };
         match timeout_at(Instant::now() + limit, client.session("hello")).await {
@@ -153,6 +159,21 @@ impl AgentClient {
         first.unwrap_or_else(|| self.shared.events.subscribe())
     }
 
+    /// Events from now on; leaves those of before to the first caller of [`Self::events`].
+    pub(crate) fn events_from_now(&self) -> broadcast::Receiver<AgentEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Ends the connection for all handles, although the VM lives.
+    pub(crate) fn hang_up(&self) {
+        self.shared.task.abort();
+    }
+
+    /// Whether the connection has ended for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(*self.shared.state.borrow(), LinkState::Gone(_)) || self.shared.task.is_finished()
+    }
+
     /// Raw bytes of the guest's VNC server.
     pub async fn vnc(&self) -> Result<DuplexStream, AgentError> {
         let mut guest = self.open("vnc", StreamHeader::Vnc).await?;
@@ -175,6 +196,11 @@ impl AgentClient {
     pub async fn attach_pty(&self, id: u32) -> Result<PtyStream, AgentError> {
         let stream = self.open("pty", StreamHeader::Pty { id }).await?;
         Ok(PtyStream { stream, decoder: Decoder::default(), buffer: vec![0; MAX_PAYLOAD], ended: false })
+    }
+
+    /// Ends the connection now, for all handles: another process takes over, or the VM is about to go.
+    pub(crate) fn sever(&self) {
+        self.shared._task.abort();
     }
 
     /// Returns when the VM is gone. A connection that was lost while the VM lives is made again and does not count.

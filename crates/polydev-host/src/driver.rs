@@ -47,6 +47,20 @@ pub struct DriverInfo {
     pub slow_factor: u32,
     /// How long a start may take until the agent answers.
     pub start_limit: Duration,
+    /// How a VM that nobody uses is put to sleep.
+    pub hibernation: Hibernation,
+}
+
+/// How [`Driver::hibernate`] keeps what a VM holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hibernation {
+    /// Not at all.
+    None,
+    /// It stays in memory and does not run. Lost when the machine is started anew.
+    Freeze,
+    /// Memory and devices are on disk and the process is gone.
+    Save,
 }
 
 /// Runs VMs. Everything it makes can be found again by the VM's id, by any later process.
@@ -60,6 +74,16 @@ pub trait Driver: Send + Sync + 'static {
     fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError>;
     /// The way to the agent of a VM that was started.
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector>;
+    /// Stops a VM so that all it holds is kept ([`Process::Held`]). The agent has let go of its connection, or nobody was
+    /// connected. On error the VM runs on, or what was kept is durably known to be of no use. Repeating it is fine.
+    async fn hibernate(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError>;
+    /// Lets a VM go on that was held, or that was being held or woken when an earlier process ended; one that runs is
+    /// left alone. [`HostError::MemoryLost`] when what was kept is of no use.
+    async fn resume(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError>;
+    /// Gives a running VM the host name in its record, where the guest cannot do that itself.
+    async fn rename(&self, _vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        Ok(())
+    }
     /// Kills the VM's processes and returns when they have ended. None is fine.
     async fn stop(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
     /// Removes what was made outside `dir`, and mounts inside it. Nothing there is fine.
@@ -104,6 +128,12 @@ impl Places {
     /// A VM's run directory.
     pub(crate) fn vm(&self, id: VmId) -> PathBuf {
         self.run.join("vm").join(id.to_string())
+    }
+
+    /// Where memory and devices of a hibernated VM lie. Named after the VM, so that they are found without its record;
+    /// not in the run directory, which a reboot empties.
+    pub(crate) fn held(&self, id: VmId) -> PathBuf {
+        self.data.join("held").join(id.to_string())
     }
 
     /// Where a user's workspace lies. The name is a hash: a user id is never a path.
@@ -173,7 +203,11 @@ impl SocketConnector {
 #[async_trait]
 impl Connector for SocketConnector {
     async fn dial(&self) -> io::Result<Box<dyn ByteStream>> {
-        Ok(Box::new(UnixStream::connect(&self.socket).await?))
+        Ok(Box::new(self.dial_socket().await?))
+    }
+
+    async fn dial_socket(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(&self.socket).await
     }
 
     fn alive(&self) -> bool {

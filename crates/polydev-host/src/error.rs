@@ -3,9 +3,13 @@
 use std::io;
 
 use polydev_core::ids::VmId;
+use serde::{Deserialize, Serialize};
+
+use crate::remote::fault::{self, StaticName};
 
 /// Why the host could not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HostError {
     /// No golden image is installed.
     #[error("no golden image in {dir}; build one with `polydev image build`")]
@@ -59,7 +63,8 @@ pub enum HostError {
         /// Which.
         id: VmId,
         /// Which step.
-        step: &'static str,
+        #[serde(deserialize_with = "fault::name")]
+        step: StaticName,
         /// Last words from its logs.
         detail: String,
     },
@@ -71,6 +76,38 @@ pub enum HostError {
         /// The limit.
         limit_ms: u64,
     },
+    /// The machine has not enough of something for one more VM. Nothing was made.
+    #[error("not enough {what} for one more VM: it needs {needed} and {available} are free")]
+    NoCapacity {
+        /// `memory (MiB)` or `cores`.
+        what: &'static str,
+        /// For one more VM.
+        needed: u64,
+        /// What there is for it.
+        available: u64,
+    },
+    /// VMs of this kind, or of this driver, cannot be put to sleep.
+    #[error("VM {id} cannot be hibernated")]
+    NotHibernatable {
+        /// Which.
+        id: VmId,
+    },
+    /// The VM could not be put to sleep. It runs on.
+    #[error("VM {id} could not be hibernated: {detail}")]
+    HibernateFailed {
+        /// Which.
+        id: VmId,
+        /// Why not.
+        detail: String,
+    },
+    /// What a hibernated VM held in memory is of no use. Its disk is.
+    #[error("memory of hibernated VM {id} is lost: {detail}")]
+    MemoryLost {
+        /// Which.
+        id: VmId,
+        /// How that was noticed.
+        detail: String,
+    },
     /// The operating system refused.
     #[error("{op}: {source}")]
     Os {
@@ -78,6 +115,7 @@ pub enum HostError {
         op: String,
         /// Its answer.
         #[source]
+        #[serde(with = "fault::os")]
         source: io::Error,
     },
     /// The agent refused its identity.
@@ -88,6 +126,12 @@ pub enum HostError {
         /// Why.
         #[source]
         source: crate::agent::AgentError,
+    },
+    /// The host process cannot be reached; it may come back.
+    #[error("the host process cannot be reached: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
     },
 }
 

@@ -2,6 +2,7 @@
 
 mod agent_logs;
 mod failed;
+pub(crate) mod handover;
 mod lifecycle;
 mod reclaim;
 
@@ -51,7 +52,7 @@ pub enum VmKind {
 }
 
 /// A VM to create.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct CreateVm {
     /// Drawn by the caller and recorded before the call.
     pub id: VmId,
@@ -79,7 +80,7 @@ pub struct Vm {
 }
 
 /// A VM found on the machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct SeenVm {
     /// Its id.
     pub id: VmId,
@@ -104,7 +105,7 @@ pub enum LogKind {
 }
 
 /// Whether browser VMs start as fast as their driver can start them; see [`Host::prepare_templates`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FastStart {
     /// Nobody asked for it.
@@ -119,7 +120,7 @@ pub enum FastStart {
 }
 
 /// For `/health`, `/metrics`, `doctor` and the page's badge.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostStatus {
     /// Driver in use.
@@ -137,7 +138,7 @@ pub struct HostStatus {
 }
 
 /// What [`Host::reclaim`] removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReclaimReport {
     /// VMs that nobody wanted.
     pub destroyed: Vec<VmId>,

@@ -4,6 +4,7 @@
 //! is written down before it is made, and can be found and removed by a later process.
 
 pub mod agent;
+mod cgroup;
 mod command;
 pub mod config;
 pub mod driver;
@@ -19,13 +20,15 @@ mod logs;
 mod mounts;
 mod process;
 mod record;
+pub mod remote;
 mod slots;
 mod snapshot;
 
 pub use agent::{
     AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,
 };
-pub use config::{DriverChoice, HostConfig};
+pub use cgroup::{Support as CgroupSupport, Version as CgroupVersion, support as cgroup_support};
+pub use config::{DriverChoice, HostConfig, Resources};
 pub use driver::probe::DriverProbe;
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
 pub use error::HostError;

@@ -9,6 +9,7 @@ use polydev_core::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
     sync::{broadcast, watch},
     task::JoinHandle,
     time::Instant,
@@ -33,6 +34,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 pub trait Connector: Send + Sync + 'static {
     /// Makes a byte connection, whatever the driver's kind is.
     async fn dial(&self) -> io::Result<Box<dyn ByteStream>>;
+    /// The same as a socket, which can be handed to another process.
+    async fn dial_socket(&self) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Whether the VM's process lives, so that dialling again makes sense. Must not block.
     fn alive(&self) -> bool;
 }

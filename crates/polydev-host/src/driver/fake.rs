@@ -178,7 +178,11 @@ struct FakeConnector {
 #[async_trait]
 impl Connector for FakeConnector {
     async fn dial(&self) -> std::io::Result<Box<dyn ByteStream>> {
-        Ok(Box::new(UnixStream::connect(&self.socket).await?))
+        Ok(Box::new(self.dial_socket().await?))
+    }
+
+    async fn dial_socket(&self) -> std::io::Result<UnixStream> {
+        UnixStream::connect(&self.socket).await
     }
 
     fn alive(&self) -> bool {

@@ -31,11 +31,15 @@ pub(crate) struct VsockConnector {
 #[async_trait]
 impl Connector for VsockConnector {
     async fn dial(&self) -> io::Result<Box<dyn ByteStream>> {
+        Ok(Box::new(self.dial_socket().await?))
+    }
+
+    async fn dial_socket(&self) -> io::Result<UnixStream> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         // In one piece: Firecracker drops a connection whose line is not there as a whole.
         stream.write_all(format!("CONNECT {VSOCK_PORT}\n").as_bytes()).await?;
         match timeout(ANSWER_LIMIT, accepted(&mut stream)).await {
-            Ok(answer) => answer.map(|()| Box::new(stream) as Box<dyn ByteStream>),
+            Ok(answer) => answer.map(|()| stream),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer on the vsock")),
         }
     }

@@ -1,0 +1,18 @@
+//! The host as a process of its own: the one part that needs root runs VMs, the controller drives it over a unix socket.
+//!
+//! ```text
+//!   controller (any user)                          host process (root)
+//!  ┌──────────────────────┐  requests, answers   ┌──────────────────────┐
+//!  │ RemoteHost           │─────────────────────▶│ Server ── Host       │
+//!  │   EgressHandler      │◀─────────────────────│   ControllerEgress   │
+//!  │   AgentClient ═══════╪══ connected socket ══╪═▶ agents of VMs      │
+//!  └──────────────────────┘   (passed once)      └──────────────────────┘
+//! ```
+//!
+//! No byte of a VM's agent passes through the host process: it dials and hands the connected socket over. So those
+//! connections outlive it. A connection that a VM wants to make outside is made by the controller, which hands that
+//! socket over in the other direction.
+
+pub(crate) mod connection;
+pub(crate) mod fault;
+pub mod frame;
