@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use libfuzzer_sys::fuzz_target;
-use polydev_agent::dns;
+use polydev_core::dns;
 
 fuzz_target!(|packet: &[u8]| {
     let reply = dns::answer(packet, |name| {

@@ -13,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use polydev_core::wire::{AgentEvent, EgressReply, StreamHeader};
+use polydev_core::{
+    dns::{self, Names},
+    guest::network::Traffic,
+    wire::{AgentEvent, EgressReply, StreamHeader},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -24,17 +28,16 @@ use tokio::{
 
 use crate::{
     agent::Agent,
-    dns,
     mux::{Stream, read_frame, write_frame},
 };
 
 const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 53), 53);
 const PORTS: [u16; 2] = [80, 443];
-/// First address handed out; there are 2^22 of them up to 127.127.255.255.
-const FIRST: u32 = 0x7f40_0001;
+/// First address handed out; they go up to 127.127.255.255.
+const FIRST: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 1);
 const ADDRESSES: u32 = (1 << 22) - 2;
-/// Most names known at one time.
-const NAMES_MAX: usize = 4096;
+/// Most hosts whose traffic is counted.
+const HOSTS_MAX: usize = 4096;
 /// Most connections at one time, each direction of DNS over TCP included.
 const CONNECTIONS_MAX: usize = 256;
 const BUFFER: usize = 16 << 10;
@@ -50,7 +53,6 @@ const REPORTS_MAX: usize = 128;
 const DNS_LIMIT: Duration = Duration::from_secs(10);
 
 /// State of the way out.
-#[derive(Default)]
 pub(crate) struct Catcher {
     tasks: RefCell<Vec<AbortHandle>>,
     names: RefCell<Names>,
@@ -59,54 +61,15 @@ pub(crate) struct Catcher {
     connections: Cell<u64>,
 }
 
-/// What went to and came from one host so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    /// Connections that the host made.
-    pub(crate) connected: u64,
-    /// Connections that it refused.
-    pub(crate) refused: u64,
-    /// Bytes that came back.
-    pub(crate) bytes_back: u64,
-}
-
-#[derive(Default)]
-struct Names {
-    by_name: HashMap<String, u32>,
-    by_place: BTreeMap<u32, (String, u64)>,
-    next: u32,
-    clock: u64,
-}
-
-impl Names {
-    /// The name's address; when there are too many names, the one not asked for the longest loses its own.
-    fn address_of(&mut self, name: &str) -> Ipv4Addr {
-        self.clock += 1;
-        if let Some(place) = self.by_name.get(name) {
-            if let Some((_, used)) = self.by_place.get_mut(place) {
-                *used = self.clock;
-            }
-            return Ipv4Addr::from(FIRST + place);
+impl Default for Catcher {
+    fn default() -> Self {
+        Self {
+            tasks: RefCell::default(),
+            names: RefCell::new(Names::new(FIRST, ADDRESSES, 0)),
+            traffic: RefCell::default(),
+            reported: RefCell::default(),
+            connections: Cell::default(),
         }
-        if self.by_name.len() >= NAMES_MAX {
-            let oldest = self.by_place.iter().min_by_key(|(_, (_, used))| *used).map(|(place, _)| *place);
-            if let Some((name, _)) = oldest.and_then(|place| self.by_place.remove(&place)) {
-                self.by_name.remove(&name);
-            }
-        }
-        while self.by_place.contains_key(&self.next) {
-            self.next = (self.next + 1) % ADDRESSES;
-        }
-        let place = self.next;
-        self.next = (self.next + 1) % ADDRESSES;
-        self.by_name.insert(name.to_owned(), place);
-        self.by_place.insert(place, (name.to_owned(), self.clock));
-        Ipv4Addr::from(FIRST + place)
-    }
-
-    fn name_of(&self, address: Ipv4Addr) -> Option<String> {
-        let place = u32::from(address).checked_sub(FIRST)?;
-        self.by_place.get(&place).map(|(name, _)| name.clone())
     }
 }
 
@@ -146,7 +109,7 @@ impl Catcher {
 
     fn count(&self, host: &str, change: impl FnOnce(&mut Traffic)) {
         let mut traffic = self.traffic.borrow_mut();
-        if traffic.len() >= NAMES_MAX && !traffic.contains_key(host) {
+        if traffic.len() >= HOSTS_MAX && !traffic.contains_key(host) {
             traffic.clear();
         }
         change(traffic.entry(host.to_owned()).or_default());
@@ -220,7 +183,8 @@ async fn answer_stream(agent: Rc<Agent>, mut socket: TcpStream) -> io::Result<()
 async fn carry(agent: Rc<Agent>, socket: TcpStream) -> io::Result<()> {
     let destination = socket.local_addr()?;
     let IpAddr::V4(address) = destination.ip() else { return Ok(()) };
-    let Some(host) = agent.catcher.names.borrow().name_of(address) else { return Ok(()) };
+    let host = agent.catcher.names.borrow().name_of(address).map(str::to_owned);
+    let Some(host) = host else { return Ok(()) };
     let number = agent.catcher.connections.get() + 1;
     agent.catcher.connections.set(number);
     let result = connect(&agent, &host, destination.port()).await;
@@ -300,40 +264,4 @@ async fn pump(
     };
     let ended = to.shutdown().await;
     copied.and(ended)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_name_keeps_its_own_address() {
-        let mut names = Names::default();
-        let (a, b) = (names.address_of("a.test"), names.address_of("b.test"));
-        assert_ne!(a, b);
-        assert_eq!(names.address_of("a.test"), a);
-        assert_eq!(names.name_of(b).as_deref(), Some("b.test"));
-        for foreign in [
-            Ipv4Addr::LOCALHOST,
-            Ipv4Addr::new(127, 64, 0, 0),
-            Ipv4Addr::new(10, 0, 0, 1),
-            Ipv4Addr::BROADCAST,
-        ] {
-            assert_eq!(names.name_of(foreign), None, "{foreign}");
-        }
-    }
-
-    #[test]
-    fn with_too_many_names_the_one_unused_for_longest_goes_and_its_address_rests() {
-        let mut names = Names::default();
-        let kept = names.address_of("kept.test");
-        let lost = names.address_of("lost.test");
-        for n in 0..NAMES_MAX {
-            names.address_of(&format!("n{n}.test"));
-            names.address_of("kept.test");
-        }
-        assert_eq!(names.by_name.len(), NAMES_MAX);
-        assert_eq!(names.name_of(kept).as_deref(), Some("kept.test"));
-        assert_eq!(names.name_of(lost), None, "an old connection must not end up at another host");
-    }
 }

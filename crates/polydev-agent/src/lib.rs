@@ -4,7 +4,6 @@
 //! everything a person uses as that person's account. It has no shell, no debug port and no way to be told to run
 //! something as root. All of it runs on one thread; a guest's bytes are input, never an invariant.
 
-pub mod dns;
 pub mod output;
 pub mod tcp_table;
 

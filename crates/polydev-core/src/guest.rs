@@ -22,12 +22,52 @@ pub const VIRTIO_CHANNEL: &str = "polydev.agent";
 pub const VSOCK_PORT: u32 = 5000;
 /// What the kernel command line says where the channel is a vsock; a virtio-serial port otherwise.
 pub const VSOCK_OPTION: &str = "polydev.channel=vsock";
+/// What the kernel command line says, or a container's environment, where the VM has a network device.
+pub const NETWORK_OPTION: &str = "polydev.network=tap";
+/// The variable of a container that says so, with the value `tap`.
+pub const NETWORK_VARIABLE: &str = "POLYDEV_NETWORK";
 /// X display of the browser VM.
 pub const DISPLAY: &str = ":1";
 /// Unix socket of the guest's VNC server.
 pub const VNC_SOCKET: &str = "/run/polydev/desktop/vnc.sock";
 /// Unix socket on which the desktop program waits for the controller ([`crate::desktop`]).
 pub const DESKTOP_SOCKET: &str = "/run/polydev/desktop/stream.sock";
+
+/// The network device of every VM that has one. The same in all of them, so that a restored VM fits into any slot: each
+/// is alone with its gateway, which answers whatever address it dials.
+pub mod network {
+    use std::net::Ipv4Addr;
+
+    /// The device's name in the guest.
+    pub const DEVICE: &str = "eth0";
+    /// The guest's address.
+    pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
+    /// Its gateway, name server and proxy.
+    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
+    /// Length of the prefix that both are in.
+    pub const PREFIX: u8 = 30;
+    /// The guest's hardware address (locally administered).
+    pub const MAC: [u8; 6] = [0x02, 0xfc, 0x00, 0x00, 0x00, 0x05];
+    /// The gateway's.
+    pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xfc, 0x00, 0x00, 0x00, 0x06];
+    /// Longest packet.
+    pub const MTU: u32 = 1500;
+    /// Where the gateway takes HTTP CONNECT, and says what became of a host's connections.
+    pub const PROXY_PORT: u16 = 3128;
+    /// Path of a request to [`PROXY_PORT`] before a host's name; the answer is a [`Traffic`] as JSON.
+    pub const TRAFFIC_PATH: &str = "/traffic/";
+
+    /// What went to and came from one host so far.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+    pub struct Traffic {
+        /// Connections that were made.
+        pub connected: u64,
+        /// Connections that were refused.
+        pub refused: u64,
+        /// Bytes that came back.
+        pub bytes_back: u64,
+    }
+}
 
 /// Account that runs the CLI and the terminal.
 pub const CLI_USER: Account = Account { name: "dev", uid: 1000, gid: 1000, home: "/home/dev" };

@@ -5,6 +5,7 @@
 //! events, and lets both ends of the guest channel share one definition of the protocol.
 
 pub mod desktop;
+pub mod dns;
 pub mod guest;
 pub mod ids;
 #[cfg(feature = "provider-files")]

@@ -1,9 +1,14 @@
-//! Answers name questions with addresses of this machine. Pure: packets in, packets out.
+//! Answers name questions with addresses that stand for names. Pure: packets in, packets out.
 //!
 //! Every name gets an own address, so that a connection's destination tells which name was meant. Only what a stub
-//! resolver sends is understood (RFC 1035): one question, class IN.
+//! resolver sends is understood (RFC 1035): one question, class IN. The agent answers so where a VM has no network
+//! device, the host's gateway where it has one.
+
+mod names;
 
 use std::net::Ipv4Addr;
+
+pub use names::Names;
 
 /// Longest packet looked at.
 pub const PACKET_MAX: usize = 4096;
