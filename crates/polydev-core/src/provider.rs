@@ -17,6 +17,7 @@ use crate::{
     session::Lane,
     wire::{FileGet, FilePut, FileRead, UrlYields, files::FileBytes},
 };
+pub use check::{host_fits, is_host_pattern};
 pub use definition::{CredentialFile, Definition};
 pub use document::DocumentFault;
 pub use launch::Placeholders;
@@ -164,6 +165,12 @@ impl Provider {
     /// Names that the CLI and its sign-in page need to reach, as far as they are known.
     pub fn egress_hosts(&self) -> &[String] {
         &self.definition.egress.hosts
+    }
+
+    /// Whether a lower-case host name and a port are among those that the CLI and its sign-in page need.
+    pub fn needs_host(&self, host: &str, port: u16) -> bool {
+        let egress = &self.definition.egress;
+        egress.ports.contains(&port) && egress.hosts.iter().any(|pattern| host_fits(pattern, host))
     }
 
     /// The CLI stores a new refresh token at every refresh: a copy would be signed out.

@@ -317,3 +317,20 @@ fn all_faults_of_all_files_are_reported_at_once() {
         assert!(text.contains(wanted), "missing {wanted:?} in:\n{text}");
     }
 }
+
+#[test]
+fn a_provider_needs_the_hosts_it_lists_on_web_ports_unless_it_lists_others() {
+    let with = |egress: &str| {
+        let text = fs::read_to_string(root().join("demo.toml")).unwrap();
+        let text = text.replace("hosts = [\"id.polydev.test\"]", egress);
+        ProviderSet::load(&[("demo.toml", text)]).unwrap().get("demo").unwrap().clone()
+    };
+    let web = with("hosts = [\"id.example.test\", \".cdn.example.test\"]");
+    let reached = [("id.example.test", 443), ("id.example.test", 80), ("a.cdn.example.test", 443)];
+    let others =
+        [("id.example.test", 22), ("cdn.example.test", 443), ("badcdn.example.test", 443), ("a.b.test", 443)];
+    assert!(reached.iter().all(|(host, port)| web.needs_host(host, *port)));
+    assert!(others.iter().all(|(host, port)| !web.needs_host(host, *port)));
+    let git = with("hosts = [\"id.example.test\"]\nports = [22]");
+    assert!(git.needs_host("id.example.test", 22) && !git.needs_host("id.example.test", 443));
+}

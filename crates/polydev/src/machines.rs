@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use polydev_core::ids::VmId;
+use polydev_core::ids::{UserId, VmId};
 use polydev_host::{CreateVm, FastStart, Host, HostError, HostStatus, LogKind, ReclaimReport, Vm};
 
 /// Runs VMs.
@@ -25,6 +25,8 @@ pub trait Machines: Send + Sync + 'static {
     fn kept_failed(&self) -> Result<Vec<VmId>, HostError>;
     /// See [`Host::forget_failed`].
     fn forget_failed(&self, id: VmId) -> Result<(), HostError>;
+    /// See [`Host::remove_user_disk`].
+    async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError>;
     /// See [`Host::prepare_templates`].
     async fn prepare_templates(
         &self,
@@ -63,6 +65,9 @@ impl Machines for Host {
     }
     fn forget_failed(&self, id: VmId) -> Result<(), HostError> {
         Host::forget_failed(self, id)
+    }
+    async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError> {
+        Host::remove_user_disk(self, user).await
     }
     async fn prepare_templates(
         &self,
@@ -141,6 +146,9 @@ impl Machines for Unavailable {
         Ok(Vec::new())
     }
     fn forget_failed(&self, _: VmId) -> Result<(), HostError> {
+        Err(self.error())
+    }
+    async fn remove_user_disk(&self, _: &UserId) -> Result<(), HostError> {
         Err(self.error())
     }
     async fn prepare_templates(&self, _: u8, _: u32, _: (u16, u16)) -> Result<(), HostError> {

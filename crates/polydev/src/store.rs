@@ -5,8 +5,9 @@
 pub mod audit;
 pub mod cleanup;
 pub mod credentials;
+pub mod egress;
 pub mod sessions;
-mod users;
+pub mod users;
 pub mod vms;
 
 use std::{path::Path, time::Duration};
@@ -17,7 +18,8 @@ use sqlx::{
 };
 
 /// Migrations in order; `PRAGMA user_version` counts those that ran.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_tables.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../migrations/0001_tables.sql"), include_str!("../migrations/0002_egress.sql")];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: u32 = 4;
 /// SQLite's primary result codes for "the disk is full" and for an I/O error.

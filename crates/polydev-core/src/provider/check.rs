@@ -44,8 +44,11 @@ pub(super) fn check(definition: &Definition, file: &str, fault: Report) {
     if let Some(name) = definition.test.ca_env.as_ref().filter(|name| !is_env_name(name)) {
         fault("test.ca_env", format!("{name:?} is no variable name"));
     }
-    for (at, host) in definition.egress.hosts.iter().enumerate().filter(|(_, host)| !is_host(host)) {
+    for (at, host) in definition.egress.hosts.iter().enumerate().filter(|(_, host)| !is_host_pattern(host)) {
         fault(&format!("egress.hosts[{at}]"), format!("{host:?} is no lower-case host name"));
+    }
+    if definition.egress.ports.is_empty() || definition.egress.ports.contains(&0) {
+        fault("egress.ports", "must name ports, and 0 is none".into());
     }
 }
 
@@ -361,6 +364,19 @@ fn is_env_name(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit())
         && !name.is_empty()
         && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// Whether a text is a host name, or the end of host names after a dot.
+pub fn is_host_pattern(pattern: &str) -> bool {
+    is_host(pattern.strip_prefix('.').unwrap_or(pattern))
+}
+
+/// Whether a lower-case host name is the one that a pattern names, or below the one it names after a dot.
+pub fn host_fits(pattern: &str, host: &str) -> bool {
+    match pattern.strip_prefix('.') {
+        Some(_) => host.len() > pattern.len() && host.ends_with(pattern),
+        None => host == pattern,
+    }
 }
 
 fn is_host(host: &str) -> bool {

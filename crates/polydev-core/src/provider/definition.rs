@@ -211,8 +211,15 @@ pub struct Logout {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Egress {
-    /// Host names.
+    /// Host names; `.example.com` means every name below `example.com`, but not itself.
     pub hosts: Vec<String>,
+    /// On which ports.
+    #[serde(default = "web_ports")]
+    pub ports: Vec<u16>,
+}
+
+fn web_ports() -> Vec<u16> {
+    vec![443, 80]
 }
 
 /// For the demo and test network only.
