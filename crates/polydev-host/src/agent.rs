@@ -164,11 +164,6 @@ impl AgentClient {
         self.shared.events.subscribe()
     }
 
-    /// Ends the connection for all handles, although the VM lives.
-    pub(crate) fn hang_up(&self) {
-        self.shared.task.abort();
-    }
-
     /// Whether the connection has ended for good.
     pub(crate) fn is_closed(&self) -> bool {
         matches!(*self.shared.state.borrow(), LinkState::Gone(_)) || self.shared.task.is_finished()
@@ -200,7 +195,7 @@ impl AgentClient {
 
     /// Ends the connection now, for all handles: another process takes over, or the VM is about to go.
     pub(crate) fn sever(&self) {
-        self.shared._task.abort();
+        self.shared.task.abort();
     }
 
     /// Returns when the VM is gone. A connection that was lost while the VM lives is made again and does not count.

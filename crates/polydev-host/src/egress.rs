@@ -5,7 +5,8 @@ use polydev_core::ids::VmId;
 use tokio::net::TcpStream;
 
 /// A connection that was not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EgressRefused {
     /// Policy forbids it.
     #[error("policy forbids {0}")]

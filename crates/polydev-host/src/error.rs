@@ -80,7 +80,8 @@ pub enum HostError {
     #[error("not enough {what} for one more VM: it needs {needed} and {available} are free")]
     NoCapacity {
         /// `memory (MiB)` or `cores`.
-        what: &'static str,
+        #[serde(deserialize_with = "fault::name")]
+        what: StaticName,
         /// For one more VM.
         needed: u64,
         /// What there is for it.

@@ -13,6 +13,13 @@
 //! connections outlive it. A connection that a VM wants to make outside is made by the controller, which hands that
 //! socket over in the other direction.
 
+pub(crate) mod client;
 pub(crate) mod connection;
 pub(crate) mod fault;
 pub mod frame;
+pub(crate) mod protocol;
+pub(crate) mod server;
+
+pub use client::{RemoteHost, RemoteOptions};
+pub use protocol::{PROTOCOL_VERSION, Role};
+pub use server::{Allowed, ControllerEgress, Lease, Server};

@@ -1,0 +1,349 @@
+//! The connection to the host process: made, kept, made again.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use polydev_core::ids::VmId;
+use tokio::{
+    net::UnixStream,
+    sync::{Semaphore, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    super::{
+        connection::{self, Outbox, Outgoing, Reader},
+        protocol::{Denied, PROTOCOL_VERSION, Reply, Request, Role, ToClient, ToServer},
+    },
+    RemoteOptions,
+};
+use crate::{
+    egress::{EgressHandler, EgressRefused},
+    error::HostError,
+    host::{FastStart, HostStatus},
+};
+
+/// How long a request waits for a host process that is being started anew.
+const GRACE: Duration = Duration::from_secs(3);
+/// Pauses between attempts to connect.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the answer to hello may take.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How often the status is asked for, which shows that the host process is well, too.
+const STATUS_EVERY: Duration = Duration::from_secs(2);
+/// Most connections of VMs that are being made at a time.
+const ASKS: usize = 1024;
+
+/// What all handles and agents' connectors share.
+pub(super) struct Core {
+    state: watch::Sender<State>,
+    status: Mutex<HostStatus>,
+    egress: Arc<dyn EgressHandler>,
+}
+
+/// How the connection is.
+enum State {
+    /// Being made (again).
+    Down { reason: String },
+    /// Hello was good.
+    Up(Arc<Link>),
+    /// For good.
+    Closed { reason: String, superseded: bool },
+}
+
+/// One connection.
+struct Link {
+    outbox: Outbox,
+    next: AtomicU64,
+    pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+}
+
+type Answer = (Result<Reply, HostError>, Option<OwnedFd>);
+
+impl Core {
+    pub(super) fn new(egress: Arc<dyn EgressHandler>) -> Self {
+        let (state, _) = watch::channel(State::Down { reason: "it was not connected to yet".into() });
+        let status = HostStatus {
+            warm: 0,
+            hibernated: 0,
+            driver: "none".into(),
+            shared_kernel: false,
+            image: String::new(),
+            fast_start: FastStart::None,
+            slots_used: 0,
+            slots_total: 0,
+        };
+        Self { state, status: Mutex::new(status), egress }
+    }
+
+    pub(super) fn egress(&self) -> Arc<dyn EgressHandler> {
+        Arc::clone(&self.egress)
+    }
+
+    pub(super) fn status(&self) -> HostStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn ready(&self) -> Result<(), HostError> {
+        match &*self.state.borrow() {
+            State::Up(_) => Ok(()),
+            State::Down { reason } | State::Closed { reason, .. } => Err(unavailable(reason)),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(*self.state.borrow(), State::Closed { .. })
+    }
+
+    pub(super) fn close(&self, reason: &str) {
+        self.state.send_replace(State::Closed { reason: reason.to_owned(), superseded: false });
+    }
+
+    /// Returns once the first hello was good, or with the last reason why it was not.
+    pub(super) async fn first(&self, limit: Duration) -> Result<(), HostError> {
+        self.up_within(limit).await.map(drop)
+    }
+
+    /// Waits a moment for a host process that is being started anew.
+    pub(super) async fn ready_soon(&self) -> Result<(), HostError> {
+        self.up_within(GRACE).await.map(drop)
+    }
+
+    pub(super) async fn superseded(&self) {
+        let mut state = self.state.subscribe();
+        let taken = state.wait_for(|state| matches!(state, State::Closed { superseded: true, .. })).await;
+        if taken.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(super) async fn ask(&self, request: Request) -> Result<Reply, HostError> {
+        self.ask_for_socket(request).await.map(|(reply, _)| reply)
+    }
+
+    pub(super) async fn ask_for_socket(
+        &self,
+        request: Request,
+    ) -> Result<(Reply, Option<OwnedFd>), HostError> {
+        let link = self.up_within(GRACE).await?;
+        link.ask(request).await
+    }
+
+    async fn up_within(&self, limit: Duration) -> Result<Arc<Link>, HostError> {
+        let mut state = self.state.subscribe();
+        let settled = state.wait_for(|state| !matches!(state, State::Down { .. }));
+        let _ = timeout(limit, settled).await;
+        match &*self.state.borrow() {
+            State::Up(link) => Ok(Arc::clone(link)),
+            State::Down { reason } | State::Closed { reason, .. } => Err(unavailable(reason)),
+        }
+    }
+
+    fn note(&self, status: HostStatus) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// Publishes how the connection is, unless it was closed for good.
+    fn publish(&self, new: State) {
+        self.state.send_if_modified(|state| {
+            let open = !matches!(state, State::Closed { .. });
+            if open {
+                *state = new;
+            }
+            open
+        });
+    }
+}
+
+impl Link {
+    async fn ask(&self, request: Request) -> Result<(Reply, Option<OwnedFd>), HostError> {
+        let (name, limit) = (request.name(), Instant::now() + request.limit());
+        let (reply, answer) = oneshot::channel();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let message = Outgoing::new(&ToServer::Request { id, request });
+        let message = message.map_err(|error| unavailable(&format!("{name} cannot be sent: {error}")))?;
+        {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.retain(|_, reply| !reply.is_closed());
+            pending.insert(id, reply);
+        }
+        let lost = || unavailable(&format!("the connection was lost during {name}"));
+        let answered = timeout_at(limit, async {
+            self.outbox.send(message).await.map_err(|_| lost())?;
+            answer.await.map_err(|_| lost())
+        });
+        match answered.await {
+            Ok(answer) => {
+                let (result, socket) = answer?;
+                Ok((result?, socket))
+            }
+            Err(_) => Err(unavailable(&format!("it did not answer {name} in time"))),
+        }
+    }
+}
+
+/// Connects and keeps the connection until it is closed for good.
+pub(super) async fn keep_up(core: Arc<Core>, options: RemoteOptions) {
+    let (mut pause, mut role) = (FIRST_PAUSE, options.role);
+    while !core.is_closed() {
+        match hello(&options.socket, role).await {
+            Ok((mut reader, outbox, writing, status)) => {
+                tracing::info!(socket = %options.socket.display(), "connected to the host process");
+                // Whoever took over once does not do it again: two of them would never stop.
+                if let Role::Controller { take_over } = &mut role {
+                    *take_over = false;
+                }
+                core.note(status);
+                let link = Arc::new(Link { outbox, next: AtomicU64::new(1), pending: Mutex::default() });
+                core.publish(State::Up(Arc::clone(&link)));
+                let reason = converse(&core, &link, &mut reader, writing).await;
+                let superseded = matches!(reason, Lost::Superseded);
+                let reason = reason.to_string();
+                tracing::warn!(reason, "connection to the host process lost");
+                core.publish(match superseded {
+                    true => State::Closed { reason, superseded },
+                    false => State::Down { reason },
+                });
+                // Whoever waits learns it now.
+                link.pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                pause = FIRST_PAUSE;
+            }
+            Err(Refused::Denied(denied @ (Denied::Version { .. } | Denied::User { .. }))) => {
+                core.publish(State::Closed { reason: denied.to_string(), superseded: false });
+            }
+            Err(refused) => core.publish(State::Down { reason: refused.to_string() }),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Denied(Denied),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it did not answer hello")]
+    Silent,
+}
+
+type Connected = (Reader, Outbox, AbortOnDropHandle<io::Result<()>>, HostStatus);
+
+async fn hello(socket: &Path, role: Role) -> Result<Connected, Refused> {
+    let stream = UnixStream::connect(socket).await?;
+    let (mut reader, writer, outbox) = connection::split(stream);
+    let writing = AbortOnDropHandle::new(tokio::spawn(writer.run()));
+    let hello = Outgoing::new(&ToServer::Hello { version: PROTOCOL_VERSION, role })?;
+    outbox.send(hello).await.map_err(|_| Refused::Silent)?;
+    match timeout(HELLO_LIMIT, reader.next::<ToClient>()).await {
+        Ok(Ok(Some((ToClient::Welcome { status }, _)))) => Ok((reader, outbox, writing, status)),
+        Ok(Ok(Some((ToClient::Denied(denied), _)))) => Err(Refused::Denied(denied)),
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(_)) | Err(_) => Err(Refused::Silent),
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("it closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Io(io::Error),
+    #[error("it takes no messages")]
+    Writing,
+    #[error("it did not answer in time")]
+    Silent,
+    #[error("another controller took over")]
+    Superseded,
+}
+
+async fn converse(
+    core: &Arc<Core>,
+    link: &Arc<Link>,
+    reader: &mut Reader,
+    mut writing: AbortOnDropHandle<io::Result<()>>,
+) -> Lost {
+    let mut asks = JoinSet::new();
+    let free = Arc::new(Semaphore::new(ASKS));
+    let watching = watch_status(link);
+    tokio::pin!(watching);
+    loop {
+        let message = tokio::select! {
+            message = reader.next::<ToClient>() => message,
+            () = &mut watching => return Lost::Silent,
+            _ = &mut writing => return Lost::Writing,
+            Some(_) = asks.join_next() => continue,
+        };
+        match message {
+            Ok(Some((ToClient::Reply { id, result, status }, socket))) => {
+                core.note(status);
+                let reply = link.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                if let Some(reply) = reply {
+                    let _ = reply.send((result, socket));
+                }
+            }
+            Ok(Some((ToClient::Ask { id, vm, host, port }, None))) => {
+                let (egress, outbox, free) = (core.egress(), link.outbox.clone(), Arc::clone(&free));
+                asks.spawn(async move {
+                    let (result, socket) = match free.try_acquire() {
+                        Ok(_place) => connect(&*egress, vm, &host, port).await,
+                        Err(_) => (Err(EgressRefused::Unreachable("too many connections".into())), None),
+                    };
+                    if let Ok(answer) = Outgoing::with_socket(&ToServer::Answer { id, result }, socket) {
+                        let _ = outbox.send(answer).await;
+                    }
+                });
+            }
+            Ok(Some((ToClient::Superseded, _))) => return Lost::Superseded,
+            Ok(Some((ToClient::Welcome { .. } | ToClient::Denied(_) | ToClient::Ask { .. }, _))) => {
+                return Lost::Io(io::ErrorKind::InvalidData.into());
+            }
+            Ok(None) => return Lost::Closed,
+            Err(error) => return Lost::Io(error),
+        }
+    }
+}
+
+async fn connect(
+    egress: &dyn EgressHandler,
+    vm: VmId,
+    host: &str,
+    port: u16,
+) -> (Result<(), EgressRefused>, Option<OwnedFd>) {
+    match egress.connect(vm, host, port).await {
+        Ok(stream) => match stream.into_std() {
+            Ok(stream) => (Ok(()), Some(stream.into())),
+            Err(error) => (Err(EgressRefused::Unreachable(error.to_string())), None),
+        },
+        Err(refused) => (Err(refused), None),
+    }
+}
+
+/// Returns when the host process does not answer any more.
+async fn watch_status(link: &Link) {
+    loop {
+        tokio::time::sleep(STATUS_EVERY).await;
+        if link.ask(Request::Status).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn unavailable(reason: &str) -> HostError {
+    HostError::Unavailable { reason: reason.to_owned() }
+}
