@@ -42,4 +42,40 @@ pub struct HostConfig {
     pub log_vms_max: usize,
     /// Keep the run directory of browser VMs whose sign-in failed (`DEBUG_KEEP_FAILED_BROWSER_VMS`).
     pub keep_failed: bool,
+    /// What VMs may take of the machine.
+    pub resources: Resources,
+}
+
+/// What VMs may take of the machine. Enforced by control groups and by a check before every write that could fill a
+/// disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Resources {
+    /// CPU time per virtual CPU, in percent.
+    pub cpu_percent: u32,
+    /// A VM's share of busy CPUs, 1..=10000; what is not polydev's has 100.
+    pub cpu_weight: u32,
+    /// Most processes and threads of one VM on the host.
+    pub pids_max: u32,
+    /// Most bytes read, and most bytes written, per second by one VM on the disk of the data directory; 0: no limit.
+    pub io_bytes_per_second: u64,
+    /// Memory of a virtual machine monitor besides its guest's, in MiB.
+    pub vmm_overhead_mib: u32,
+    /// Size of a user's file system.
+    pub user_disk_bytes: u64,
+    /// What is left free on the disk of the data directory.
+    pub disk_reserve_bytes: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            cpu_percent: 100,
+            cpu_weight: 100,
+            pids_max: 4096,
+            io_bytes_per_second: 0,
+            vmm_overhead_mib: 256,
+            user_disk_bytes: 16 << 30,
+            disk_reserve_bytes: 1 << 30,
+        }
+    }
 }

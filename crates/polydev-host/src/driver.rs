@@ -25,7 +25,8 @@ use tokio::net::UnixStream;
 
 use crate::{
     agent::{ByteStream, Connector},
-    config::HostConfig,
+    cgroup::{Groups, IoLimit, Limits},
+    config::{HostConfig, Resources},
     error::HostError,
     process::{self, ProcessId},
     record::VmRecord,
@@ -108,6 +109,10 @@ pub(crate) struct Places {
     pub(crate) data: PathBuf,
     /// Tells this host's processes, cgroups and mounts from another's on the same machine.
     pub(crate) instance: String,
+    /// Its VMs' control groups.
+    pub(crate) groups: Groups,
+    /// What a VM may take.
+    pub(crate) resources: Resources,
 }
 
 impl Places {
@@ -119,10 +124,11 @@ impl Places {
             |dir: &Path| fs::canonicalize(dir).map_err(HostError::os(format!("open {}", dir.display())));
         let (run, data) = (absolute(&config.run_dir)?, absolute(&config.data_dir)?);
         let digest = Sha256::digest(run.as_os_str().as_encoded_bytes());
-        let instance = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let instance: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         let vms = run.join("vm");
         fs::create_dir_all(&vms).map_err(HostError::os(format!("make {}", vms.display())))?;
-        Ok(Self { run, data, instance })
+        let groups = Groups::open(&instance);
+        Ok(Self { run, data, instance, groups, resources: config.resources })
     }
 
     /// A VM's run directory.
@@ -134,6 +140,22 @@ impl Places {
     /// not in the run directory, which a reboot empties.
     pub(crate) fn held(&self, id: VmId) -> PathBuf {
         self.data.join("held").join(id.to_string())
+    }
+
+    /// The limits of a VM's group. A VM of a monitor takes more than its guest has: what the monitor needs itself,
+    /// and `overhead_mib` on top for this driver; a container has none.
+    pub(crate) fn limits(&self, vcpus: u8, memory_mib: u32, overhead_mib: Option<u32>) -> Limits {
+        let overhead_mib = overhead_mib.map_or(0, |extra| self.resources.vmm_overhead_mib + extra);
+        // A monitor's own threads work while every virtual CPU is busy.
+        let monitor_percent = if overhead_mib > 0 { self.resources.cpu_percent / 2 } else { 0 };
+        let bytes_per_second = self.resources.io_bytes_per_second;
+        Limits {
+            memory_bytes: u64::from(memory_mib + overhead_mib) << 20,
+            cpu_percent: u32::from(vcpus) * self.resources.cpu_percent + monitor_percent,
+            cpu_weight: self.resources.cpu_weight,
+            pids_max: self.resources.pids_max,
+            io: (bytes_per_second > 0).then(|| IoLimit::of(&self.data, bytes_per_second)).flatten(),
+        }
     }
 
     /// Where a user's workspace lies. The name is a hash: a user id is never a path.
@@ -160,10 +182,10 @@ pub(crate) async fn kill_all(places: &Places, id: VmId) -> Result<(), HostError>
     Ok(())
 }
 
-/// VMs of this host that have processes.
+/// VMs of this host that have processes or control groups.
 pub(crate) fn with_processes(places: &Places) -> Result<BTreeSet<VmId>, HostError> {
     let processes = process::all(&places.instance).map_err(HostError::os("read the process table"))?;
-    Ok(processes.into_iter().map(|(vm, _)| vm).collect())
+    Ok(processes.into_iter().map(|(vm, _)| vm).chain(places.groups.traces()).collect())
 }
 
 /// Notes durably enough for a crash of the controller that the process may exist from now on.

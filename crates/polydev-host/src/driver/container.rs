@@ -85,10 +85,6 @@ impl ContainerDriver {
         runc
     }
 
-    fn cgroup_parent(&self) -> String {
-        format!("polydev-{}", self.places.instance)
-    }
-
     /// Mounts layers and the writable layer; returns the root.
     async fn make_root(&self, vm: &VmRecord, dir: &Path) -> Result<PathBuf, HostError> {
         let names: &[&str] = match vm.kind {
@@ -151,7 +147,8 @@ impl Driver for ContainerDriver {
             agent: &self.programs.agent,
             desktop,
             instance: &self.places.instance,
-            cgroup: format!("/{}/{}", self.cgroup_parent(), vm.id),
+            cgroup: self.places.groups.path(vm.id),
+            limits: self.places.limits(vm.vcpus, vm.memory_mib, None),
         });
         let write = || -> io::Result<fs::File> {
             fs::write(bundle.join("config.json"), serde_json::to_vec(&config)?)?;
@@ -209,57 +206,20 @@ impl Driver for ContainerDriver {
                 fs::remove_dir_all(&state).map_err(HostError::os(format!("remove {}", state.display())))?;
             }
         }
-        let parent = self.cgroup_parent();
-        for group in cgroups(&parent) {
-            // The parent goes with the last VM; until then the kernel refuses.
-            remove_cgroup(&group.join(id.to_string()))?;
-            let _ = fs::remove_dir(&group);
-        }
+        self.places.groups.remove(id).await?;
         mounts::unmount_under(dir)
     }
 
     fn traces(&self) -> Result<BTreeSet<VmId>, HostError> {
         let mut found = with_processes(&self.places)?;
-        let mut dirs = cgroups(&self.cgroup_parent());
-        dirs.push(self.runc_root());
-        for dir in dirs {
-            let Ok(entries) = fs::read_dir(&dir) else { continue };
-            let names = entries.flatten().map(|entry| entry.file_name());
-            found.extend(names.filter_map(|name| name.to_str()?.parse::<VmId>().ok()));
-        }
+        let known_to_runc = fs::read_dir(self.runc_root()).into_iter().flatten().flatten();
+        found.extend(known_to_runc.filter_map(|entry| entry.file_name().to_str()?.parse::<VmId>().ok()));
         Ok(found)
     }
 
     async fn prepare(&self, _vcpus: u8, _memory_mib: u32, _desktop_px: (u16, u16)) -> Result<(), HostError> {
         // A container starts fast as it is.
         Ok(())
-    }
-}
-
-/// The directories of a cgroup in all hierarchies (v1, hybrid or v2).
-fn cgroups(name: &str) -> Vec<PathBuf> {
-    let base = Path::new("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
-    std::iter::once(base.to_path_buf())
-        .chain(hierarchies)
-        .map(|dir| dir.join(name))
-        .filter(|dir| dir.is_dir())
-        .collect()
-}
-
-/// Removes an empty cgroup and those below it.
-fn remove_cgroup(dir: &Path) -> Result<(), HostError> {
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(HostError::os(format!("remove cgroup {}", dir.display()))(error))
-        }
-        _ => Ok(()),
     }
 }
 

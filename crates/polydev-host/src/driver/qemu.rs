@@ -42,6 +42,9 @@ const CHANNEL: &str = "agent.sock";
 /// QEMU's control socket, in the VM's run directory.
 const QMP: &str = "qmp.sock";
 
+/// Most memory that translated guest code takes (`tb-size`, by default at most this).
+const TRANSLATIONS_MIB: u32 = 1024;
+
 /// What executes guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accel {
@@ -96,6 +99,12 @@ impl QemuDriver {
 
     /// Starts QEMU in `dir`.
     async fn launch(&self, id: VmId, dir: &Path, machine: &Machine<'_>) -> Result<(), HostError> {
+        let overhead_mib = match self.accel {
+            Accel::Kvm => 0,
+            Accel::Tcg => TRANSLATIONS_MIB,
+        };
+        let limits = self.places.limits(machine.vcpus, machine.memory_mib, Some(overhead_mib));
+        let groups = self.places.groups.make(id, &limits)?;
         mark_started(dir)?;
         let launch = Launch {
             id,
@@ -104,7 +113,7 @@ impl QemuDriver {
             arguments: machine.arguments(),
             dir,
             log: &dir.join(LogKind::Driver.file_name()),
-            groups: &[],
+            groups: &groups,
             netns: None,
         };
         launch.start().await.map_err(|error| error.of_vm(id))
@@ -167,7 +176,8 @@ impl Driver for QemuDriver {
         kill_all(&self.places, id).await
     }
 
-    async fn release(&self, _id: VmId, dir: &Path) -> Result<(), HostError> {
+    async fn release(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.places.groups.remove(id).await?;
         mounts::unmount_under(dir)
     }
 

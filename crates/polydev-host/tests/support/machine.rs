@@ -204,5 +204,6 @@ fn config(kind: &Kind, dir: &Path) -> HostConfig {
         log_bytes_max: 1 << 20,
         log_vms_max: 10,
         keep_failed: false,
+        resources: Default::default(),
     }
 }

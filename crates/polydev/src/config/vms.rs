@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use polydev_core::ids::Slot;
-use polydev_host::DriverChoice;
+use polydev_host::{DriverChoice, Resources};
 
 use super::Settings;
 
@@ -60,6 +60,8 @@ pub struct VmsConfig {
     pub log_vms_max: usize,
     /// Keep the run directory of browser VMs whose sign-in failed.
     pub keep_failed: bool,
+    /// What they may take of the machine.
+    pub resources: Resources,
 }
 
 impl VmsConfig {
@@ -89,6 +91,7 @@ impl VmsConfig {
             log_bytes_max: settings.get("log_bytes_max", LOG_BYTES_MAX),
             log_vms_max: settings.get("log_vms_max", LOG_VMS_MAX),
             keep_failed: settings.get("keep_failed_browser_vms", Flag(false)).0,
+            resources: resources(settings),
         }
     }
 }
@@ -106,6 +109,28 @@ fn size(settings: &mut Settings, names: [&'static str; 2], default: VmSize, floo
         settings.reject(memory_name, format!("must be at least {floor_mib} MiB"));
     }
     size
+}
+
+fn resources(settings: &mut Settings) -> Resources {
+    let default = Resources::default();
+    let mut number = |name: &'static str, default: u32, floor: u32, top: u32| {
+        let value = settings.get(name, default);
+        if !(floor..=top).contains(&value) {
+            settings.reject(name, format!("must be {floor} to {top}"));
+        }
+        value
+    };
+    let mib = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    Resources {
+        cpu_percent: number("vm_cpu_percent", default.cpu_percent, 10, 100),
+        cpu_weight: number("vm_cpu_weight", default.cpu_weight, 1, 10_000),
+        pids_max: number("vm_pids_max", default.pids_max, 256, 1 << 20),
+        io_bytes_per_second: u64::from(number("vm_io_mib_per_second", 0, 0, 1 << 20)) << 20,
+        vmm_overhead_mib: number("vmm_overhead_mib", default.vmm_overhead_mib, 64, 1 << 16),
+        user_disk_bytes: u64::from(number("user_disk_mib", mib(default.user_disk_bytes), 64, 1 << 24)) << 20,
+        disk_reserve_bytes: u64::from(number("disk_reserve_mib", mib(default.disk_reserve_bytes), 0, 1 << 24))
+            << 20,
+    }
 }
 
 struct Driver(DriverChoice);

@@ -6,6 +6,7 @@ use polydev_core::guest;
 use serde_json::{Value, json};
 
 use crate::{
+    cgroup::{CPU_PERIOD_US, Limits},
     host::VmKind,
     process::{INSTANCE_VARIABLE, VM_VARIABLE},
     record::VmRecord,
@@ -21,10 +22,6 @@ const CAPABILITIES: [&str; 7] = [
     "CAP_SETGID",
     "CAP_SETUID",
 ];
-/// Most processes and threads; Chromium needs some hundred.
-const PIDS_MAX: u32 = 4096;
-/// One period of the CPU limit, in microseconds.
-const CPU_PERIOD_US: u64 = 100_000;
 /// Calls that reach parts of the kernel no guest program needs. Namespaces stay allowed: Chromium's sandbox is
 /// made of them.
 const FORBIDDEN: &[&str] = &[
@@ -81,11 +78,18 @@ pub(super) struct Container<'a> {
     pub(super) desktop: Option<&'a Path>,
     pub(super) instance: &'a str,
     pub(super) cgroup: String,
+    pub(super) limits: Limits,
+}
+
+fn block_io(limits: &Limits) -> Value {
+    let Some(io) = limits.io else { return json!({}) };
+    let throttle = json!([{ "major": io.device.0, "minor": io.device.1, "rate": io.bytes_per_second }]);
+    json!({ "throttleReadBpsDevice": throttle, "throttleWriteBpsDevice": throttle })
 }
 
 /// The whole `config.json`.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { vm, root, channel, agent, desktop, instance, cgroup } = container;
+    let Container { vm, root, channel, agent, desktop, instance, cgroup, limits } = container;
     let channel_target = Path::new(guest::CONTAINER_CHANNEL).parent().unwrap_or(Path::new(guest::RUN_DIR));
     let mut mounts = base_mounts(vm);
     mounts.push(bind(agent, Path::new(guest::AGENT_PATH), &["ro", "nosuid", "nodev"]));
@@ -93,7 +97,6 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         mounts.push(bind(desktop, Path::new(guest::DESKTOP_PATH), &["ro", "nosuid", "nodev"]));
     }
     mounts.push(bind(channel, channel_target, &["rw", "nosuid", "nodev", "noexec"]));
-    let memory_bytes = u64::from(vm.memory_mib) << 20;
     json!({
         "ociVersion": "1.0.2",
         "hostname": vm.hostname,
@@ -120,9 +123,13 @@ pub(super) fn config(container: &Container<'_>) -> Value {
             "namespaces": namespaces(),
             "resources": {
                 "devices": [{ "allow": false, "access": "rwm" }],
-                "memory": { "limit": memory_bytes },
-                "pids": { "limit": PIDS_MAX },
-                "cpu": { "period": CPU_PERIOD_US, "quota": u64::from(vm.vcpus) * CPU_PERIOD_US },
+                // Memory and swap together: none is left for swap.
+                "memory": { "limit": limits.memory_bytes, "swap": limits.memory_bytes },
+                "pids": { "limit": limits.pids_max },
+                "cpu": {
+                    "period": CPU_PERIOD_US, "quota": limits.cpu_quota_us(), "shares": limits.cpu_shares(),
+                },
+                "blockIO": block_io(limits),
             },
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW",

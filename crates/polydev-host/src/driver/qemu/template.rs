@@ -88,6 +88,10 @@ impl QemuDriver {
         let unfinished = Unfinished { id, instance: &self.places.instance, run: &run, fresh: &fresh };
         let saved = self.save(id, &run, size, desktop_px, &initrd, &fresh).await;
         let stopped = self.stop(id, &run).await;
+        let stopped = match self.places.groups.remove(id).await {
+            Ok(()) => stopped,
+            Err(error) => stopped.and(Err(error)),
+        };
         std::mem::forget(unfinished);
         remove(&run)?;
         let installed = saved.and(stopped).and_then(|()| {

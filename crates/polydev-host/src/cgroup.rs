@@ -1,0 +1,298 @@
+//! One control group per VM: `/polydev-<instance>/<vm>`, outside the manager's own, on cgroup v1, hybrid and v2.
+//!
+//! A group is found again by its name alone. It is made with its limits before the VM's first process, joined by that
+//! process itself, and removed when it is empty, after the VM's processes have ended. Controllers that the machine
+//! does not have, or does not let us use, limit nothing: `polydev doctor` says which.
+
+mod layout;
+mod usage;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use polydev_core::ids::VmId;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::time::sleep;
+
+pub use self::layout::Version;
+use self::layout::{Controller, Layout};
+pub(crate) use self::usage::GroupUsage;
+use crate::error::HostError;
+
+/// Where control groups are mounted.
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+/// How long the kernel may take to forget a group's ended processes.
+const EMPTY_LIMIT: Duration = Duration::from_secs(5);
+const EMPTY_POLL: Duration = Duration::from_millis(2);
+/// One period of the CPU limit, in microseconds.
+pub(crate) const CPU_PERIOD_US: u64 = 100_000;
+/// A CPU weight of 100 in `cpu.shares` of cgroup v1.
+const SHARES_PER_100: u64 = 1024;
+
+/// What a VM's processes may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Memory; none of it may be swapped out, since it holds secrets.
+    pub(crate) memory_bytes: u64,
+    /// CPU time in percent of one CPU.
+    pub(crate) cpu_percent: u32,
+    /// Share of busy CPUs, 1..=10000; 100 is the usual one.
+    pub(crate) cpu_weight: u32,
+    /// Most processes and threads.
+    pub(crate) pids_max: u32,
+    /// Bytes read, and bytes written, per second on one block device.
+    pub(crate) io: Option<IoLimit>,
+}
+
+impl Limits {
+    /// CPU time per [`CPU_PERIOD_US`].
+    pub(crate) fn cpu_quota_us(&self) -> u64 {
+        u64::from(self.cpu_percent) * CPU_PERIOD_US / 100
+    }
+
+    /// The weight as cgroup v1 and OCI runtimes want it.
+    pub(crate) fn cpu_shares(&self) -> u64 {
+        (u64::from(self.cpu_weight) * SHARES_PER_100 / 100).max(2)
+    }
+}
+
+/// A limit of the traffic with one block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IoLimit {
+    pub(crate) device: (u32, u32),
+    pub(crate) bytes_per_second: u64,
+}
+
+impl IoLimit {
+    /// For the disk that a directory lies on; `None` where that is no block device.
+    pub(crate) fn of(dir: &Path, bytes_per_second: u64) -> Option<Self> {
+        let device = fs::metadata(dir).ok()?.dev();
+        let number = |device: u64| (rustix::fs::major(device), rustix::fs::minor(device));
+        let (major, minor) = number(device);
+        let shown = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+        // The kernel limits whole disks, not their partitions.
+        let disk = if shown.join("partition").exists() { shown.parent()? } else { &shown };
+        let text = fs::read_to_string(disk.join("dev")).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        Some(Self { device: (major.parse().ok()?, minor.parse().ok()?), bytes_per_second })
+    }
+}
+
+/// The groups of one instance of polydev.
+#[derive(Debug, Clone)]
+pub(crate) struct Groups {
+    root: PathBuf,
+    parent: String,
+    layout: Layout,
+}
+
+impl Groups {
+    /// Looks at what this machine has.
+    pub(crate) fn open(instance: &str) -> Self {
+        Self::below(Path::new(ROOT), instance)
+    }
+
+    fn below(root: &Path, instance: &str) -> Self {
+        Self { root: root.to_path_buf(), parent: format!("polydev-{instance}"), layout: Layout::of(root) }
+    }
+
+    /// The group's path as OCI runtimes want it.
+    pub(crate) fn path(&self, id: VmId) -> String {
+        format!("/{}/{id}", self.parent)
+    }
+
+    /// Makes a VM's group; returns the `cgroup.procs` files that its first process has to join.
+    pub(crate) fn make(&self, id: VmId, limits: &Limits) -> Result<Vec<PathBuf>, HostError> {
+        let mut joined = Vec::new();
+        for (hierarchy, controllers) in self.layout.hierarchies() {
+            let parent = hierarchy.join(&self.parent);
+            let group = parent.join(id.to_string());
+            match make_dir(&parent).and_then(|()| make_dir(&group)) {
+                Ok(()) => {}
+                Err(error) if denied(&error) => {
+                    tracing::warn!(vm.id = %id, group = %group.display(), %error, "VM has no such limits");
+                    continue;
+                }
+                Err(error) => return Err(HostError::os(format!("make cgroup {}", group.display()))(error)),
+            }
+            if self.layout.version() == Version::V2 {
+                // A controller that cannot be passed down leaves the group without its files.
+                for dir in [hierarchy, &parent] {
+                    for controller in controllers {
+                        let _ =
+                            fs::write(dir.join("cgroup.subtree_control"), format!("+{}", controller.name()));
+                    }
+                }
+            }
+            for (file, value) in self.layout.settings(controllers, limits) {
+                set(&group.join(file), &value)?;
+            }
+            joined.push(group.join("cgroup.procs"));
+        }
+        Ok(joined)
+    }
+
+    /// Removes a VM's group, ending what is still in it. None is fine.
+    pub(crate) async fn remove(&self, id: VmId) -> Result<(), HostError> {
+        for parent in self.parents() {
+            let group = parent.join(id.to_string());
+            let deadline = Instant::now() + EMPTY_LIMIT;
+            loop {
+                kill_members(&group);
+                match remove_tree(&group) {
+                    Ok(()) => break,
+                    Err(error)
+                        if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+                    {
+                        sleep(EMPTY_POLL).await;
+                    }
+                    Err(error) => {
+                        return Err(HostError::os(format!("remove cgroup {}", group.display()))(error));
+                    }
+                }
+            }
+            // The parent goes with its last VM; until then the kernel refuses.
+            let _ = fs::remove_dir(&parent);
+        }
+        Ok(())
+    }
+
+    /// VMs that have a group in any hierarchy.
+    pub(crate) fn traces(&self) -> BTreeSet<VmId> {
+        let entries = self.parents().into_iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten();
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Processes in a VM's group and below it.
+    pub(crate) fn processes(&self, id: VmId) -> Vec<i32> {
+        let mut found = BTreeSet::new();
+        for parent in self.parents() {
+            found.extend(members(&parent.join(id.to_string())));
+        }
+        found.into_iter().collect()
+    }
+
+    /// What a VM's processes took so far; `None` without a group.
+    pub(crate) fn usage(&self, id: VmId) -> Option<GroupUsage> {
+        self.layout.usage(&Path::new(&self.parent).join(id.to_string()))
+    }
+
+    /// Whether the kernel ended a process of this VM because the group's memory was used up.
+    pub(crate) fn ran_out_of_memory(&self, id: VmId) -> bool {
+        self.usage(id).is_some_and(|usage| usage.oom_kills > 0)
+    }
+
+    /// Our directories, in every hierarchy that is mounted: runtimes make groups in more of them than we do.
+    fn parents(&self) -> Vec<PathBuf> {
+        let mounted = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        // On many machines `cpu` is a link to `cpu,cpuacct`: only what it names is visited.
+        let mounted = mounted.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        std::iter::once(self.root.clone())
+            .chain(mounted.map(|entry| entry.path()))
+            .map(|dir| dir.join(&self.parent))
+            .filter(|dir| dir.is_dir())
+            .collect()
+    }
+}
+
+/// What limits VMs on this machine, for `polydev doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Support {
+    /// Which interface the kernel offers; `None` without control groups.
+    pub version: Option<Version>,
+    /// Controllers that can be used.
+    pub usable: Vec<&'static str>,
+    /// Controllers that cannot.
+    pub missing: Vec<&'static str>,
+}
+
+/// Looks at what limits VMs on this machine, by making a group and removing it.
+pub fn support() -> Support {
+    support_below(Path::new(ROOT))
+}
+
+fn support_below(root: &Path) -> Support {
+    let groups = Groups::below(root, &format!("probe-{}", std::process::id()));
+    let mut usable: BTreeSet<Controller> = BTreeSet::new();
+    for (hierarchy, controllers) in groups.layout.hierarchies() {
+        let probe = hierarchy.join(&groups.parent);
+        if make_dir(&probe).is_ok() {
+            usable.extend(controllers);
+            let _ = fs::remove_dir(&probe);
+        }
+    }
+    let (present, absent): (Vec<_>, Vec<_>) = Controller::ALL.into_iter().partition(|it| usable.contains(it));
+    let names = |all: Vec<Controller>| all.into_iter().map(Controller::name).collect();
+    let version = (!groups.layout.hierarchies().is_empty()).then(|| groups.layout.version());
+    Support { version, usable: names(present), missing: names(absent) }
+}
+
+/// Every process in a group and those below it.
+fn members(group: &Path) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(group) else { return Vec::new() };
+    let below = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut found: Vec<i32> = below.flat_map(|entry| members(&entry.path())).collect();
+    let here = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    found.extend(here.lines().filter_map(|line| line.parse::<i32>().ok()));
+    found
+}
+
+fn kill_members(group: &Path) {
+    for pid in members(group) {
+        let Some(handle) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        else {
+            continue;
+        };
+        // The handle may be that of a later process: only what is in the group now is ended.
+        if members(group).contains(&pid) {
+            let _ = pidfd_send_signal(&handle, Signal::KILL);
+        }
+    }
+}
+
+fn remove_tree(group: &Path) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(group) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sets a limit. A file that is not there belongs to a feature this kernel was built without.
+fn set(file: &Path, value: &str) -> Result<(), HostError> {
+    match fs::OpenOptions::new()
+        .write(true)
+        .open(file)
+        .and_then(|mut it| io::Write::write_all(&mut it, value.as_bytes()))
+    {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(HostError::os(format!("write {value:?} to {}", file.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn denied(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+#[cfg(test)]
+#[path = "cgroup/tests.rs"]
+mod tests;
