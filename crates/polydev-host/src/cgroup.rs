@@ -168,13 +168,21 @@ impl Groups {
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
+    /// A VM's groups, one per hierarchy.
+    pub(crate) fn dirs(&self, id: VmId) -> Vec<PathBuf> {
+        let groups = self.parents().into_iter().map(|parent| parent.join(id.to_string()));
+        groups.filter(|group| group.is_dir()).collect()
+    }
+
     /// Processes in a VM's group and below it.
     pub(crate) fn processes(&self, id: VmId) -> Vec<i32> {
-        let mut found = BTreeSet::new();
-        for parent in self.parents() {
-            found.extend(members(&parent.join(id.to_string())));
-        }
+        let found: BTreeSet<i32> = self.dirs(id).iter().flat_map(|group| members(group)).collect();
         found.into_iter().collect()
+    }
+
+    /// A VM's groups in all hierarchies.
+    pub(crate) fn dirs(&self, id: VmId) -> Vec<PathBuf> {
+        self.parents().into_iter().map(|parent| parent.join(id.to_string())).collect()
     }
 
     /// What a VM's processes took so far; `None` without a group.
