@@ -180,11 +180,6 @@ impl Groups {
         found.into_iter().collect()
     }
 
-    /// A VM's groups in all hierarchies.
-    pub(crate) fn dirs(&self, id: VmId) -> Vec<PathBuf> {
-        self.parents().into_iter().map(|parent| parent.join(id.to_string())).collect()
-    }
-
     /// What a VM's processes took so far; `None` without a group.
     pub(crate) fn usage(&self, id: VmId) -> Option<GroupUsage> {
         self.layout.usage(&Path::new(&self.parent).join(id.to_string()))
