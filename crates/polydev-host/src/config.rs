@@ -17,6 +17,19 @@ pub enum DriverChoice {
     Qemu,
 }
 
+/// Measures by which one more VM is admitted or refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Capacity {
+    /// Memory of the machine that stays available whatever is asked, in MiB.
+    pub reserve_mib: u64,
+    /// What a browser VM is expected to take, in MiB.
+    pub browser_mib: u64,
+    /// What a CLI VM is expected to take, in MiB.
+    pub cli_mib: u64,
+    /// Virtual CPUs of all running VMs per core of the machine.
+    pub vcpus_per_core: u64,
+}
+
 /// Places, sizes and limits.
 #[derive(Debug, Clone)]
 pub struct HostConfig {
@@ -42,6 +55,8 @@ pub struct HostConfig {
     pub log_vms_max: usize,
     /// Keep the run directory of browser VMs whose sign-in failed (`DEBUG_KEEP_FAILED_BROWSER_VMS`).
     pub keep_failed: bool,
+    /// When a VM is refused for want of memory or cores; `None`: never.
+    pub capacity: Option<Capacity>,
     /// What VMs may take of the machine.
     pub resources: Resources,
 }

@@ -1,13 +1,16 @@
 //! The host: creates, finds again and destroys VMs.
 
+mod admission;
 mod agent_logs;
 mod failed;
 pub(crate) mod handover;
+mod hibernate;
 mod lifecycle;
+mod pool;
 mod reclaim;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -20,6 +23,7 @@ use polydev_core::{
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::{hibernate::Resumed, pool::WarmPlan};
 pub use crate::error::HostError;
 use crate::{
     agent::AgentClient,
@@ -31,7 +35,7 @@ use crate::{
     egress::EgressHandler,
     golden::GoldenImage,
     logs,
-    record::{Records, VmRecord},
+    record::{Records, VmRecord, VmState},
     slots::Slots,
 };
 
@@ -131,6 +135,12 @@ pub struct HostStatus {
     pub image: String,
     /// How browser VMs start.
     pub fast_start: FastStart,
+    /// Browser VMs that wait for somebody, ready to be handed out.
+    #[serde(default)]
+    pub warm: usize,
+    /// CLI VMs that sleep.
+    #[serde(default)]
+    pub hibernated: usize,
     /// Slots in use.
     pub slots_used: usize,
     /// Slots there are.
@@ -152,7 +162,7 @@ pub struct ReclaimReport {
 #[derive(Clone)]
 pub struct Host {
     inner: Arc<Inner>,
-    _log_tender: Arc<AbortOnDropHandle<()>>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
 }
 
 struct Inner {
@@ -166,6 +176,10 @@ struct Inner {
     slots: Mutex<Slots>,
     fast_start: Mutex<FastStart>,
     cells: Mutex<BTreeMap<VmId, Cell>>,
+    /// VMs that sleep.
+    asleep: Mutex<BTreeSet<VmId>>,
+    starting: admission::Starting,
+    pool: pool::Pool,
 }
 
 /// What one VM's steps run under: at most one of them at a time.
@@ -200,16 +214,34 @@ impl Host {
     ) -> Result<Self, HostError> {
         let records = Records::open(places.data.join("vms"))?;
         let mut slots = Slots::new(config.slots);
+        let (mut asleep, mut warm) = (BTreeSet::new(), Vec::new());
         for record in records.all()? {
             slots.note(record.slot, record.id);
+            match record.state {
+                VmState::Active => {}
+                VmState::Warm => warm.push(record.id),
+                VmState::Hibernated => drop(asleep.insert(record.id)),
+            }
         }
         let slots = Mutex::new(slots);
         let cells = Mutex::default();
         let fast_start = Mutex::default();
-        let inner =
-            Arc::new(Inner { config, egress, places, image, drivers, records, slots, fast_start, cells });
-        let tender = AbortOnDropHandle::new(tend_logs(Arc::clone(&inner)));
-        Ok(Self { inner, _log_tender: Arc::new(tender) })
+        let inner = Arc::new(Inner {
+            config,
+            egress,
+            places,
+            image,
+            drivers,
+            records,
+            slots,
+            fast_start,
+            cells,
+            asleep: Mutex::new(asleep),
+            starting: admission::Starting::default(),
+            pool: pool::Pool::found(warm),
+        });
+        let tasks = [tend_logs(Arc::clone(&inner)), pool::keep(Arc::clone(&inner))];
+        Ok(Self { inner, _tasks: Arc::new(tasks.map(AbortOnDropHandle::new)) })
     }
 
     /// Tries every driver out. Takes some seconds where a broken KVM is present.
@@ -298,6 +330,8 @@ impl Host {
             shared_kernel: info.shared_kernel,
             image: self.inner.image.clone(),
             fast_start: *self.inner.fast_start.lock().unwrap_or_else(PoisonError::into_inner),
+            warm: self.inner.pool.ready(),
+            hibernated: self.inner.asleep().len(),
             slots_used: slots.used(),
             slots_total: slots.total(),
         }
@@ -320,6 +354,10 @@ impl Inner {
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asleep(&self) -> std::sync::MutexGuard<'_, BTreeSet<VmId>> {
+        self.asleep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_fast_start(&self, to: FastStart) {

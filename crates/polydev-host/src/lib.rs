@@ -28,10 +28,12 @@ pub use agent::{
     AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,
 };
 pub use cgroup::{Support as CgroupSupport, Version as CgroupVersion, support as cgroup_support};
-pub use config::{DriverChoice, HostConfig, Resources};
-pub use driver::probe::DriverProbe;
+pub use config::{Capacity, DriverChoice, HostConfig, Resources};
+pub use driver::{Hibernation, probe::DriverProbe};
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
 pub use error::HostError;
-pub use host::{CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, VmKind};
+pub use host::{
+    CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
+};
 pub use process::{ProcessIdentity, ProgramFile};
 pub use record::{Phase, VmRecord, VmState};

@@ -132,6 +132,11 @@ impl ProcessId {
         start_ticks(self.pid) == Some(self.start_ticks)
     }
 
+    /// The link to one of its namespaces, `uts` for example.
+    pub(crate) fn namespace(self, kind: &str) -> PathBuf {
+        format!("/proc/{}/ns/{kind}", self.pid).into()
+    }
+
     /// The link to its program.
     pub(crate) fn exe(self) -> PathBuf {
         format!("/proc/{}/exe", self.pid).into()

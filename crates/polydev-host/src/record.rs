@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use polydev_core::ids::{Slot, VmId};
+use polydev_core::{
+    ids::{Slot, VmId},
+    wire::Identity,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -51,6 +54,9 @@ pub struct VmRecord {
     /// Its main process, once that was started.
     #[serde(default)]
     pub process: Option<ProcessIdentity>,
+    /// What its agent was last told it is, without the entropy; told again when it wakes.
+    #[serde(default)]
+    pub identity: Option<Identity>,
 }
 
 /// What is being done with a VM: written before the step, so a later process knows what may be half done.

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
-use polydev_host::{CreateVm, FastStart, Host, HostError, HostStatus, LogKind, ReclaimReport, Vm};
+use polydev_host::{
+    CreateVm, FastStart, Host, HostError, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
+};
+use uuid::Uuid;
 
 /// Runs VMs.
 #[async_trait]
@@ -13,6 +16,14 @@ pub trait Machines: Send + Sync + 'static {
     async fn create(&self, create: CreateVm) -> Result<Vm, HostError>;
     /// See [`Host::adopt`].
     async fn adopt(&self, id: VmId) -> Result<Vm, HostError>;
+    /// See [`Host::draw`].
+    async fn draw(&self, kind: &VmKind, vcpus: u8, memory_mib: u32) -> VmId;
+    /// See [`Host::hibernate`].
+    async fn hibernate(&self, id: VmId) -> Result<(), HostError>;
+    /// See [`Host::resume`].
+    async fn resume(&self, id: VmId) -> Result<Resumed, HostError>;
+    /// See [`Host::set_warm`].
+    async fn set_warm(&self, plan: WarmPlan) -> Result<(), HostError>;
     /// See [`Host::destroy`].
     async fn destroy(&self, id: VmId) -> Result<(), HostError>;
     /// See [`Host::destroy_failed`].
@@ -47,6 +58,19 @@ impl Machines for Host {
     }
     async fn adopt(&self, id: VmId) -> Result<Vm, HostError> {
         Host::adopt(self, id).await
+    }
+    async fn draw(&self, kind: &VmKind, vcpus: u8, memory_mib: u32) -> VmId {
+        Host::draw(self, kind, vcpus, memory_mib).await
+    }
+    async fn hibernate(&self, id: VmId) -> Result<(), HostError> {
+        Host::hibernate(self, id).await
+    }
+    async fn resume(&self, id: VmId) -> Result<Resumed, HostError> {
+        Host::resume(self, id).await
+    }
+    async fn set_warm(&self, plan: WarmPlan) -> Result<(), HostError> {
+        Host::set_warm(self, plan);
+        Ok(())
     }
     async fn destroy(&self, id: VmId) -> Result<(), HostError> {
         Host::destroy(self, id).await
@@ -130,6 +154,18 @@ impl Machines for Unavailable {
     async fn adopt(&self, _: VmId) -> Result<Vm, HostError> {
         Err(self.error())
     }
+    async fn draw(&self, _: &VmKind, _: u8, _: u32) -> VmId {
+        VmId::from_uuid(Uuid::new_v4())
+    }
+    async fn hibernate(&self, _: VmId) -> Result<(), HostError> {
+        Err(self.error())
+    }
+    async fn resume(&self, _: VmId) -> Result<Resumed, HostError> {
+        Err(self.error())
+    }
+    async fn set_warm(&self, _: WarmPlan) -> Result<(), HostError> {
+        Err(self.error())
+    }
     async fn destroy(&self, _: VmId) -> Result<(), HostError> {
         Err(self.error())
     }
@@ -165,6 +201,8 @@ impl Machines for Unavailable {
             fast_start: FastStart::None,
             slots_used: 0,
             slots_total: self.slots,
+            warm: 0,
+            hibernated: 0,
         }
     }
 }

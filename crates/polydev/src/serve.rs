@@ -162,6 +162,7 @@ pub(crate) fn host_config(config: &Config) -> HostConfig {
         log_bytes_max: config.vms.log_bytes_max,
         log_vms_max: config.vms.log_vms_max,
         keep_failed: config.vms.keep_failed,
+        capacity: Some(config.vms.capacity),
         resources: config.vms.resources,
     }
 }

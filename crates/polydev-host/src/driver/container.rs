@@ -2,13 +2,17 @@
 //!
 //! A container's standard streams are files and runc is gone once it runs, so it survives the controller.
 
+mod freezer;
 mod layers;
 mod oci;
 
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,12 +20,13 @@ use std::{
 
 use async_trait::async_trait;
 use polydev_core::{ids::VmId, vm::Process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::time::timeout;
 
-use self::layers::Layers;
+use self::{freezer::Freezer, layers::Layers};
 use super::{
-    Driver, DriverInfo, PROCESS, Places, SocketConnector, kill_all, mark_started, process_seen,
-    with_processes,
+    Driver, DriverInfo, Hibernation, PROCESS, Places, SocketConnector, kill_all, main_process, mark_started,
+    process_seen, with_processes,
 };
 use crate::{
     agent::Connector,
@@ -117,6 +122,10 @@ impl ContainerDriver {
         Ok(root)
     }
 
+    fn freezer(&self, id: VmId) -> Option<Freezer> {
+        Freezer::of(&self.places.groups.dirs(id))
+    }
+
     fn runc_knows(&self, id: VmId) -> bool {
         self.runc_root().join(id.to_string()).exists()
     }
@@ -131,6 +140,7 @@ impl Driver for ContainerDriver {
             shared_kernel: true,
             slow_factor: 1,
             start_limit: Duration::from_secs(20),
+            hibernation: Hibernation::Freeze,
         }
     }
 
@@ -183,7 +193,30 @@ impl Driver for ContainerDriver {
     }
 
     fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError> {
-        process_seen(&self.places, id, dir)
+        let seen = process_seen(&self.places, id, dir)?;
+        let frozen = seen == Process::Alive && self.freezer(id).is_some_and(|freezer| freezer.is_frozen());
+        Ok(if frozen { Process::Held } else { seen })
+    }
+
+    async fn hibernate(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        let failed = |detail: String| HostError::HibernateFailed { id: vm.id, detail };
+        let freezer = self.freezer(vm.id).ok_or_else(|| failed("its control group has no freezer".into()))?;
+        freezer.freeze().await.map_err(|error| failed(error.to_string()))
+    }
+
+    async fn resume(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        let lost = |detail: String| HostError::MemoryLost { id: vm.id, detail };
+        let freezer = self.freezer(vm.id).ok_or_else(|| lost("its control group is gone".into()))?;
+        freezer.thaw().map_err(HostError::os(format!("thaw VM {}", vm.id)))
+    }
+
+    async fn rename(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        let Some(process) = main_process(&self.places, vm.id, dir)? else {
+            return Err(HostError::NoSuchVm(vm.id));
+        };
+        let (namespace, name) = (process.namespace("uts"), vm.hostname.clone());
+        let renamed = tokio::task::spawn_blocking(move || name_in(&namespace, &name)).await;
+        renamed.map_err(io::Error::other).flatten().map_err(HostError::os(format!("rename VM {}", vm.id)))
     }
 
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
@@ -192,6 +225,14 @@ impl Driver for ContainerDriver {
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        let os = |what: &str| HostError::os(format!("{what} VM {id}"));
+        if let Some(freezer) = self.freezer(id).filter(Freezer::is_frozen) {
+            // What is frozen does not take the signal, and what is thawed first would run on for a moment.
+            for process in process::of_vm(&self.places.instance, id).map_err(os("find"))? {
+                process.send_kill().map_err(os("kill"))?;
+            }
+            freezer.thaw().map_err(os("thaw"))?;
+        }
         kill_all(&self.places, id).await
     }
 
@@ -221,6 +262,19 @@ impl Driver for ContainerDriver {
         // A container starts fast as it is.
         Ok(())
     }
+}
+
+/// Sets the host name in a namespace. On a thread of its own, which ends afterwards: it stays in that namespace.
+fn name_in(namespace: &Path, name: &str) -> io::Result<()> {
+    let file = fs::File::open(namespace)?;
+    let named = std::thread::scope(|scope| {
+        let work = scope.spawn(|| -> io::Result<()> {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::HostNameAndNISDomainName))?;
+            Ok(rustix::system::sethostname(name.as_bytes())?)
+        });
+        work.join()
+    });
+    named.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), HostError> {

@@ -30,7 +30,7 @@ pub use self::{
     agent::{FakeAgent, Files},
     desktop::FakeDesktop,
 };
-use super::{Driver, DriverInfo, STARTED};
+use super::{Driver, DriverInfo, Hibernation, STARTED};
 use crate::{
     agent::{ByteStream, Connector},
     error::HostError,
@@ -49,17 +49,34 @@ struct World {
     vms: BTreeMap<VmId, FakeVm>,
     workspaces: BTreeMap<UserId, Files>,
     fail_next: Option<String>,
+    paints: bool,
 }
 
 struct FakeVm {
     agent: Arc<FakeAgent>,
     task: Option<AbortHandle>,
+    /// It sleeps, its memory kept.
+    held: bool,
+    /// What it held is of no use.
+    damaged: bool,
 }
 
 impl FakeDriver {
     /// The next VM dies while it starts and leaves these last words on its console.
     pub fn fail_next_start(&self, last_words: &str) {
         self.world().fail_next = Some(last_words.to_owned());
+    }
+
+    /// From now on a desktop that is started shows its first picture at once.
+    pub fn paint_desktops(&self) {
+        self.world().paints = true;
+    }
+
+    /// What a VM that sleeps holds in memory is of no use any more.
+    pub fn damage_memory(&self, id: VmId) {
+        if let Some(vm) = self.world().vms.get_mut(&id) {
+            vm.damaged = true;
+        }
     }
 
     /// Ends a VM as a crash would.
@@ -108,6 +125,7 @@ impl Driver for FakeDriver {
             shared_kernel: true,
             slow_factor: 1,
             start_limit: Duration::from_secs(5),
+            hibernation: Hibernation::Save,
         }
     }
 
@@ -124,16 +142,19 @@ impl Driver for FakeDriver {
             VmKind::Browser => Files::default(),
             VmKind::Cli { user } => world.workspaces.entry(user.clone()).or_default().clone(),
         };
-        let agent = Arc::new(FakeAgent::new(files));
+        let agent = Arc::new(FakeAgent::new(files, world.paints));
         let listener = UnixListener::bind(dir.join("agent.sock")).map_err(HostError::os("listen"))?;
         let task = tokio::spawn(Arc::clone(&agent).serve(listener));
-        world.vms.insert(vm.id, FakeVm { agent, task: Some(task.abort_handle()) });
+        world
+            .vms
+            .insert(vm.id, FakeVm { agent, task: Some(task.abort_handle()), held: false, damaged: false });
         Ok(())
     }
 
     fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError> {
-        let alive = self.world().vms.get(&id).is_some_and(FakeVm::alive);
+        let (alive, held) = self.world().vms.get(&id).map_or((false, false), |vm| (vm.alive(), vm.held));
         Ok(match (alive, dir.join(STARTED).exists()) {
+            (true, _) if held => Process::Held,
             (true, _) => Process::Alive,
             (false, true) => Process::Ended,
             (false, false) => Process::NeverStarted,
@@ -142,6 +163,24 @@ impl Driver for FakeDriver {
 
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
         Arc::new(FakeConnector { driver: self.clone(), id, socket: dir.join("agent.sock") })
+    }
+
+    async fn hibernate(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        let mut world = self.world();
+        let vm = world.vms.get_mut(&vm.id).ok_or(HostError::NoSuchVm(vm.id))?;
+        vm.agent.drop_connection();
+        vm.held = true;
+        Ok(())
+    }
+
+    async fn resume(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        let mut world = self.world();
+        let held = world.vms.get_mut(&vm.id).ok_or(HostError::NoSuchVm(vm.id))?;
+        if held.damaged {
+            return Err(HostError::MemoryLost { id: vm.id, detail: "a test damaged it".to_owned() });
+        }
+        held.held = false;
+        Ok(())
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
@@ -182,10 +221,13 @@ impl Connector for FakeConnector {
     }
 
     async fn dial_socket(&self) -> std::io::Result<UnixStream> {
+        if !self.alive() {
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        }
         UnixStream::connect(&self.socket).await
     }
 
     fn alive(&self) -> bool {
-        self.driver.world().vms.get(&self.id).is_some_and(FakeVm::alive)
+        self.driver.world().vms.get(&self.id).is_some_and(|vm| vm.alive() && !vm.held)
     }
 }

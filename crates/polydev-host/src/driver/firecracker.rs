@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use polydev_core::{guest::VSOCK_OPTION, ids::VmId, vm::Process};
 
 use super::{
-    Driver, DriverInfo, Places, container::Programs, initrd, kill_all, mark_started, process_seen,
-    process_to_reach, user_disk, vsock::VsockConnector, with_processes,
+    Driver, DriverInfo, Hibernation, Places, container::Programs, initrd, kill_all, mark_started,
+    process_seen, process_to_reach, user_disk, vsock::VsockConnector, with_processes,
 };
 use crate::{
     agent::Connector,
@@ -96,6 +96,7 @@ impl Driver for FirecrackerDriver {
             shared_kernel: false,
             slow_factor: 1,
             start_limit: Duration::from_secs(30),
+            hibernation: Hibernation::None,
         }
     }
 
@@ -121,6 +122,14 @@ impl Driver for FirecrackerDriver {
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
         let process = process_to_reach(&self.places, id, dir);
         Arc::new(VsockConnector { socket: dir.join(VSOCK), process })
+    }
+
+    async fn hibernate(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        Err(HostError::NotHibernatable { id: vm.id })
+    }
+
+    async fn resume(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        Err(HostError::NotHibernatable { id: vm.id })
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {

@@ -22,8 +22,8 @@ use self::{
     template::Size,
 };
 use super::{
-    Driver, DriverInfo, Places, SocketConnector, container::Programs, initrd, kill_all, mark_started,
-    process_seen, user_disk, with_processes,
+    Driver, DriverInfo, Hibernation, Places, SocketConnector, container::Programs, initrd, kill_all,
+    mark_started, process_seen, user_disk, with_processes,
 };
 use crate::{
     agent::Connector,
@@ -130,6 +130,7 @@ impl Driver for QemuDriver {
                 shared_kernel: false,
                 slow_factor: 1,
                 start_limit: Duration::from_secs(30),
+                hibernation: Hibernation::None,
             },
             Accel::Tcg => DriverInfo {
                 name: NAME,
@@ -137,6 +138,7 @@ impl Driver for QemuDriver {
                 shared_kernel: false,
                 slow_factor: 6,
                 start_limit: Duration::from_secs(180),
+                hibernation: Hibernation::None,
             },
         }
     }
@@ -170,6 +172,14 @@ impl Driver for QemuDriver {
 
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
         Arc::new(SocketConnector::new(&self.places, id, dir, dir.join(CHANNEL)))
+    }
+
+    async fn hibernate(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        Err(HostError::NotHibernatable { id: vm.id })
+    }
+
+    async fn resume(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
+        Err(HostError::NotHibernatable { id: vm.id })
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {

@@ -73,7 +73,7 @@ impl Host {
         let (driver, dir) = (inner.driver_of(&record), inner.places.vm(id));
         match driver.process(id, &dir) {
             Ok(Process::Alive) => {}
-            Ok(Process::Ended | Process::NeverStarted) => return Err(NotDialled::Gone),
+            Ok(Process::Held | Process::Ended | Process::NeverStarted) => return Err(NotDialled::Gone),
             Err(error) => return Err(NotDialled::Later(io::Error::other(error))),
         }
         if agent.is_some() {

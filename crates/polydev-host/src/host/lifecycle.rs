@@ -16,7 +16,7 @@ use polydev_core::{
 };
 use tokio::time::timeout;
 
-use super::{CreateVm, Inner, LogKind, Vm, VmKind, agent_logs};
+use super::{CreateVm, Inner, LogKind, Vm, VmKind, agent_logs, hibernate::without_entropy, pool};
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
     driver::{self, Driver},
@@ -42,20 +42,27 @@ impl Inner {
     pub(super) async fn create(&self, create: CreateVm) -> Result<Vm, HostError> {
         let began = Instant::now();
         let id = create.id;
+        if let Some(vm) = self.claim(&create).await? {
+            return Ok(vm);
+        }
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
         if agent.is_some() || self.records.read(id).is_some() || self.places.vm(id).exists() {
             return Err(HostError::AlreadyExists(id));
         }
-        let record = match self.new_record(&create) {
-            Ok(record) => record,
+        let begun = match self.make_room(id, &create.kind, create.vcpus).await {
+            Ok(admitted) => self.new_record(&create, VmState::Active).map(|record| (record, admitted)),
+            Err(error) => Err(error),
+        };
+        let (mut record, _admitted) = match begun {
+            Ok(begun) => begun,
             Err(error) => {
                 self.slots().give_back(id);
                 self.drop_cell(id);
                 return Err(error);
             }
         };
-        match self.bring_up(&record, create.identity).await {
+        match self.bring_up(&mut record, create.identity, Want::Running, None).await {
             Ok(client) => {
                 *agent = Some(client.clone());
                 tracing::info!(
@@ -77,8 +84,12 @@ impl Inner {
         let record = self.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
-        let client = match agent.as_ref() {
+        let client = match agent.as_ref().filter(|client| !client.is_closed()) {
             Some(client) => client.clone(),
+            None if asleep_or_between(&record) => {
+                let (client, _) = self.wake(&record).await?;
+                agent.insert(client).clone()
+            }
             None => {
                 let driver = self.driver_of(&record);
                 let dir = self.places.vm(id);
@@ -139,7 +150,7 @@ impl Inner {
         self.records.read(id).or_else(copy)
     }
 
-    fn new_record(&self, create: &CreateVm) -> Result<VmRecord, HostError> {
+    pub(super) fn new_record(&self, create: &CreateVm, state: VmState) -> Result<VmRecord, HostError> {
         let slot = {
             let mut slots = self.slots();
             slots.take(create.id).map_err(|_| HostError::NoSlot { total: slots.total() })?
@@ -155,9 +166,10 @@ impl Inner {
             memory_mib: create.memory_mib,
             hostname: create.identity.hostname.clone(),
             phase: Phase::Creating,
-            state: VmState::Active,
+            state,
             boot_id: Some(process::boot_id().to_owned()),
             process: None,
+            identity: Some(without_entropy(&create.identity)),
         };
         failpoint::reach("create/before-record");
         if let VmKind::Cli { user } = &create.kind {
@@ -171,29 +183,35 @@ impl Inner {
         Ok(record)
     }
 
-    async fn bring_up(&self, record: &VmRecord, identity: Identity) -> Result<AgentClient, HostError> {
+    /// Has a VM that is wanted running or warm come up from whatever is there of it. `desktop_px` is for a warm one.
+    pub(super) async fn bring_up(
+        &self,
+        record: &mut VmRecord,
+        identity: Identity,
+        want: Want,
+        desktop_px: Option<(u16, u16)>,
+    ) -> Result<AgentClient, HostError> {
         let id = record.id;
         let driver = Arc::clone(self.driver_of(record));
         let dir = self.places.vm(id);
-        let mut record = record.clone();
         let mut client: Option<AgentClient> = None;
         let mut link = Link::Down;
         loop {
             let seen = self.look(&*driver, id, &dir, link)?;
-            match next_step(Want::Running, &seen) {
-                Some(Step::Record) => self.records.write(&record)?,
+            match next_step(want, &seen) {
+                Some(Step::Record) => self.records.write(record)?,
                 Some(Step::Start) => {
                     failpoint::reach("create/recorded");
                     fs::create_dir_all(&dir).map_err(HostError::os(format!("make {}", dir.display())))?;
                     record::write_durably(
                         &dir.join(RECORD_COPY),
-                        &serde_json::to_vec(&record).unwrap_or_default(),
+                        &serde_json::to_vec(record).unwrap_or_default(),
                     )
                     .map_err(HostError::os(format!("write to {}", dir.display())))?;
                     failpoint::reach("create/before-start");
-                    driver.start(&record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
+                    driver.start(record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
                     failpoint::reach("create/started");
-                    self.note_phase(&mut record, Phase::Starting)?;
+                    self.note_phase(record, Phase::Starting)?;
                     failpoint::reach("create/start-recorded");
                 }
                 Some(Step::Connect) => match self.connect(&*driver, id, driver.info().start_limit).await {
@@ -213,8 +231,10 @@ impl Inner {
                     match client.request(Request::Identify(fresh(identity.clone())?)).await {
                         Ok(_) => {
                             failpoint::reach("create/identified");
-                            self.note_phase(&mut record, Phase::Running)?;
-                            failpoint::reach("create/complete");
+                            if want == Want::Running {
+                                self.note_phase(record, Phase::Running)?;
+                                failpoint::reach("create/complete");
+                            }
                             link = Link::Identified;
                         }
                         // Once more from what is seen then.
@@ -222,13 +242,32 @@ impl Inner {
                         Err(source) => return Err(HostError::Identity { id, source }),
                     }
                 }
+                Some(Step::Paint) => {
+                    let client = client.as_ref().ok_or(HostError::NoSuchVm(id))?;
+                    let limit = pool::PAINT_LIMIT * driver.info().slow_factor;
+                    match pool::paint(client, desktop_px.unwrap_or(pool::DESKTOP_PX), limit).await {
+                        Ok(()) => {
+                            failpoint::reach("warm/painted");
+                            self.note_phase(record, Phase::Running)?;
+                            link = Link::Painted;
+                        }
+                        Err(AgentError::Closed) => link = Link::Down,
+                        Err(source) => return Err(HostError::Identity { id, source }),
+                    }
+                }
+                Some(Step::Wake) => driver.resume(record, &dir).await?,
                 Some(Step::GiveUp) => {
                     let error = HostError::StartFailed { id, step: "boot", detail: String::new() };
                     return Err(self.with_last_words(error, &dir));
                 }
-                Some(step @ (Step::Stop | Step::KeepLogs | Step::Release | Step::Forget)) => {
-                    unreachable!("{step:?} is no step towards a running VM")
-                }
+                Some(
+                    step @ (Step::Quiesce
+                    | Step::Hold
+                    | Step::Stop
+                    | Step::KeepLogs
+                    | Step::Release
+                    | Step::Forget),
+                ) => unreachable!("{step:?} is no step towards a running VM"),
                 None => return client.ok_or(HostError::NoSuchVm(id)),
             }
         }
@@ -257,6 +296,7 @@ impl Inner {
             Some(record) => vec![Arc::clone(self.driver_of(record))],
             None => self.drivers.clone(),
         };
+        self.pool.forget(id);
         failpoint::reach("destroy/before-record");
         if let Some(record) = self.records.read(id).filter(|record| record.phase != Phase::Destroying) {
             self.records.write(&VmRecord { phase: Phase::Destroying, ..record })?;
@@ -270,7 +310,10 @@ impl Inner {
                 steps += 1;
                 match step {
                     Step::Stop => {
-                        self.last_requests(id, record.as_ref(), client.as_ref(), &dir).await;
+                        // One that sleeps cannot answer.
+                        if seen.process == Process::Alive {
+                            self.last_requests(id, record.as_ref(), client.as_ref(), &dir).await;
+                        }
                         failpoint::reach("destroy/before-stop");
                         driver.stop(id, &dir).await?;
                         failpoint::reach("destroy/stopped");
@@ -280,22 +323,26 @@ impl Inner {
                         failpoint::reach("destroy/logs-kept");
                     }
                     Step::Release => {
-                        driver.release(id, &dir).await?;
-                        failpoint::reach("destroy/released");
-                        remove_dir(&dir)?;
-                        failpoint::reach("destroy/directory-removed");
+                        self.release(&**driver, id, &dir).await?;
                     }
                     Step::Forget => {
                         self.records.remove(id)?;
                         failpoint::reach("destroy/forgotten");
                     }
-                    Step::Record | Step::Start | Step::Connect | Step::Identify | Step::GiveUp => {
-                        unreachable!("{step:?} is no step towards a VM that is gone")
-                    }
+                    Step::Record
+                    | Step::Start
+                    | Step::Connect
+                    | Step::Identify
+                    | Step::Paint
+                    | Step::Quiesce
+                    | Step::Hold
+                    | Step::Wake
+                    | Step::GiveUp => unreachable!("{step:?} is no step towards a VM that is gone"),
                 }
             }
         }
         self.slots().give_back(id);
+        self.asleep().remove(&id);
         self.drop_cell(id);
         if steps > 0 {
             tracing::info!(vm.id = %id, elapsed_ms = elapsed_ms(began), "VM gone");
@@ -303,7 +350,21 @@ impl Inner {
         Ok(())
     }
 
-    fn look(&self, driver: &dyn Driver, id: VmId, dir: &Path, link: Link) -> Result<Seen, HostError> {
+    pub(super) async fn release(&self, driver: &dyn Driver, id: VmId, dir: &Path) -> Result<(), HostError> {
+        driver.release(id, dir).await?;
+        failpoint::reach("destroy/released");
+        remove_dir(dir)?;
+        failpoint::reach("destroy/directory-removed");
+        Ok(())
+    }
+
+    pub(super) fn look(
+        &self,
+        driver: &dyn Driver,
+        id: VmId,
+        dir: &Path,
+        link: Link,
+    ) -> Result<Seen, HostError> {
         let exists = dir.exists();
         Ok(Seen {
             recorded: self.records.read(id).is_some(),
@@ -314,7 +375,7 @@ impl Inner {
         })
     }
 
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         driver: &dyn Driver,
         id: VmId,
@@ -362,7 +423,7 @@ impl Inner {
         }
     }
 
-    fn keep_logs(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+    pub(super) fn keep_logs(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
         let archive = self.archive_dir();
         let kept = logs::archive(dir, &archive, id, self.config.log_bytes_max);
         let pruned = logs::prune(&archive, self.config.log_vms_max);
@@ -394,8 +455,13 @@ impl Inner {
     }
 }
 
+/// Whether a VM does not run, or was being put to sleep or woken when an earlier process ended.
+fn asleep_or_between(record: &VmRecord) -> bool {
+    record.state == VmState::Hibernated || matches!(record.phase, Phase::Hibernating | Phase::Resuming)
+}
+
 /// The identity with the clock and entropy of this moment.
-fn fresh(identity: Identity) -> Result<Identity, HostError> {
+pub(super) fn fresh(identity: Identity) -> Result<Identity, HostError> {
     let mut entropy = [0; ENTROPY_BYTES];
     fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut entropy))
@@ -420,6 +486,6 @@ fn remove_dir(dir: &Path) -> Result<(), HostError> {
     }
 }
 
-fn elapsed_ms(since: Instant) -> u64 {
+pub(super) fn elapsed_ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

@@ -204,6 +204,7 @@ fn config(kind: &Kind, dir: &Path) -> HostConfig {
         log_bytes_max: 1 << 20,
         log_vms_max: 10,
         keep_failed: false,
+        capacity: None,
         resources: Default::default(),
     }
 }

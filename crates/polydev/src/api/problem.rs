@@ -112,6 +112,10 @@ codes! {
     ImageDamaged = "image_damaged", SERVICE_UNAVAILABLE, "The machine image is damaged";
     /// The driver does not work here.
     DriverUnusable = "driver_unusable", SERVICE_UNAVAILABLE, "This host cannot run machines";
+    /// The host has not enough memory or cores for one more VM.
+    NoCapacity = "no_capacity", SERVICE_UNAVAILABLE, "This host has no room for one more machine";
+    /// The VM could not be put to sleep; it runs on.
+    HibernateFailed = "hibernate_failed", BAD_GATEWAY, "The machine could not be put to sleep";
     /// The disk is full.
     NoSpace = "no_space", INSUFFICIENT_STORAGE, "The disk is full";
     /// The VM did not start or is gone.
@@ -249,6 +253,9 @@ impl From<HostError> for Problem {
                 return SlotsExhausted { total: *total, queue_position: 1 }.into();
             }
             HostError::NoSpace { .. } => Code::NoSpace,
+            HostError::NoCapacity { .. } => Code::NoCapacity,
+            HostError::NotHibernatable { .. } => Code::Conflict,
+            HostError::HibernateFailed { .. } => Code::HibernateFailed,
             HostError::NoSuchVm(_) => Code::NotFound,
             HostError::StartFailed { .. } | HostError::AgentSilent { .. } | HostError::Identity { .. } => {
                 Code::VmUnavailable

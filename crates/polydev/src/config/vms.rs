@@ -1,9 +1,9 @@
 //! How VMs are made and what they may reach.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use polydev_core::ids::Slot;
-use polydev_host::{DriverChoice, Resources};
+use polydev_host::{Capacity, DriverChoice, Resources};
 
 use super::Settings;
 
@@ -16,6 +16,11 @@ const DEFAULT_SLOTS: u8 = 16;
 const LOG_BYTES_MAX: u64 = 4 << 20;
 const LOG_VMS_MAX: usize = 200;
 const DESKTOP_SIZE: (u16, u16) = (1280, 800);
+/// Low and high mark of the pool of browser VMs.
+const WARM: (usize, usize) = (1, 2);
+const HIBERNATE_AFTER_S: u64 = 15 * 60;
+/// What a VM was seen to take: a browser with a page open (container: 0.5 GiB, restored under QEMU: 0.7 GiB), a shell.
+const CAPACITY: Capacity = Capacity { reserve_mib: 512, browser_mib: 768, cli_mib: 256, vcpus_per_core: 32 };
 
 /// Size of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,12 @@ pub struct VmsConfig {
     pub log_vms_max: usize,
     /// Keep the run directory of browser VMs whose sign-in failed.
     pub keep_failed: bool,
+    /// Browser VMs that wait for somebody: below the first mark more are made, up to the second. 0: none.
+    pub warm: (usize, usize),
+    /// A CLI VM that nobody used for so long is put to sleep; `None`: never.
+    pub hibernate_after: Option<Duration>,
+    /// When a VM is refused for want of memory or cores.
+    pub capacity: Capacity,
     /// What they may take of the machine.
     pub resources: Resources,
 }
@@ -79,6 +90,18 @@ impl VmsConfig {
         if desktop_px.0 < 320 || desktop_px.1 < 200 || desktop_px.0 > 7680 || desktop_px.1 > 4320 {
             settings.reject("desktop_width", "the desktop is 320x200 to 7680x4320 pixels");
         }
+        let warm =
+            (settings.get("warm_browser_vms_low", WARM.0), settings.get("warm_browser_vms_high", WARM.1));
+        if warm.0 > warm.1 {
+            settings.reject("warm_browser_vms_low", "must not be above `warm_browser_vms_high`");
+        }
+        let hibernate_after_s = settings.get("hibernate_after_s", HIBERNATE_AFTER_S);
+        let capacity = Capacity {
+            reserve_mib: settings.get("memory_reserve_mib", CAPACITY.reserve_mib),
+            browser_mib: settings.get("browser_vm_expected_mib", CAPACITY.browser_mib),
+            cli_mib: settings.get("cli_vm_expected_mib", CAPACITY.cli_mib),
+            vcpus_per_core: settings.get("vcpus_per_core", CAPACITY.vcpus_per_core),
+        };
         Self {
             driver,
             slots,
@@ -91,6 +114,9 @@ impl VmsConfig {
             log_bytes_max: settings.get("log_bytes_max", LOG_BYTES_MAX),
             log_vms_max: settings.get("log_vms_max", LOG_VMS_MAX),
             keep_failed: settings.get("keep_failed_browser_vms", Flag(false)).0,
+            warm,
+            hibernate_after: (hibernate_after_s > 0).then(|| Duration::from_secs(hibernate_after_s)),
+            capacity,
             resources: resources(settings),
         }
     }
@@ -128,8 +154,12 @@ fn resources(settings: &mut Settings) -> Resources {
         io_bytes_per_second: u64::from(number("vm_io_mib_per_second", 0, 0, 1 << 20)) << 20,
         vmm_overhead_mib: number("vmm_overhead_mib", default.vmm_overhead_mib, 64, 1 << 16),
         user_disk_bytes: u64::from(number("user_disk_mib", mib(default.user_disk_bytes), 64, 1 << 24)) << 20,
-        disk_reserve_bytes: u64::from(number("disk_reserve_mib", mib(default.disk_reserve_bytes), 0, 1 << 24))
-            << 20,
+        disk_reserve_bytes: u64::from(number(
+            "disk_reserve_mib",
+            mib(default.disk_reserve_bytes),
+            0,
+            1 << 24,
+        )) << 20,
     }
 }
 

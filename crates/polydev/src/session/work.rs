@@ -48,7 +48,7 @@ impl CreateError {
             Self::Store(StoreError::NoSpace { .. }) | Self::Host(HostError::NoSpace { .. }) => {
                 VmFailure::NoSpace
             }
-            Self::Host(HostError::NoSlot { .. }) => VmFailure::NoSlot,
+            Self::Host(HostError::NoSlot { .. } | HostError::NoCapacity { .. }) => VmFailure::NoSlot,
             Self::Host(HostError::ImageMissing { .. }) => VmFailure::ImageMissing,
             Self::Host(HostError::ImageDamaged { .. }) => VmFailure::ImageDamaged,
             Self::Host(HostError::DriverUnusable { .. }) => VmFailure::DriverUnusable,

@@ -348,6 +348,7 @@ impl Builder {
             log_bytes_max: 1 << 20,
             log_vms_max: 20,
             keep_failed: config.vms.keep_failed,
+            capacity: None,
             resources: config.vms.resources,
         };
         let machines: Arc<dyn Machines> = if image_missing {

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     future::poll_fn,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
 };
 
@@ -36,10 +39,13 @@ pub struct FakeAgent {
     opens: Mutex<Option<mpsc::Sender<Wanted>>>,
     drop_connection: broadcast::Sender<()>,
     desktop: FakeDesktop,
+    /// A desktop that is started is painted at once.
+    paints: bool,
+    painted: AtomicBool,
 }
 
 impl FakeAgent {
-    pub(super) fn new(files: Files) -> Self {
+    pub(super) fn new(files: Files, paints: bool) -> Self {
         let (events, _) = broadcast::channel(64);
         let (drop_connection, _) = broadcast::channel(1);
         Self {
@@ -49,6 +55,8 @@ impl FakeAgent {
             opens: Mutex::default(),
             drop_connection,
             desktop: FakeDesktop::new(),
+            paints,
+            painted: AtomicBool::new(false),
         }
     }
 
@@ -196,15 +204,30 @@ impl FakeAgent {
     fn answer(&self, request: Request) -> Result<Reply, Refusal> {
         lock(&self.requests).push(request.clone());
         match request {
-            Request::Hello { .. } => Ok(Reply::Hello {
-                version: PROTOCOL_VERSION,
-                agent: "fake".to_owned(),
-                boot_id: String::new(),
-                uptime_ms: 0,
-                login_running: false,
-                desktop: DesktopState::default(),
-                ptys: Vec::new(),
-            }),
+            Request::Hello { .. } => {
+                let painted = self.painted.load(Ordering::Relaxed);
+                let desktop = DesktopState { painted, ..DesktopState::default() };
+                if painted {
+                    // As a real one says how things stand to whoever connects.
+                    self.emit(AgentEvent::Desktop { state: desktop });
+                }
+                Ok(Reply::Hello {
+                    version: PROTOCOL_VERSION,
+                    agent: "fake".to_owned(),
+                    boot_id: String::new(),
+                    uptime_ms: 0,
+                    login_running: false,
+                    desktop,
+                    ptys: Vec::new(),
+                })
+            }
+            Request::StartDesktop { .. } => {
+                if self.paints && !self.painted.swap(true, Ordering::Relaxed) {
+                    let state = DesktopState { painted: true, ..DesktopState::default() };
+                    self.emit(AgentEvent::Desktop { state });
+                }
+                Ok(Reply::Done)
+            }
             Request::PutFiles { files } => {
                 let mut all = lock(&self.files);
                 for file in files {
@@ -240,7 +263,6 @@ impl FakeAgent {
             Request::OpenPty { .. } => Ok(Reply::Pty { id: 1 }),
             Request::ReadLog { .. } => Ok(Reply::Log { text: "fake agent log\n".to_owned() }),
             Request::Identify(_)
-            | Request::StartDesktop { .. }
             | Request::OpenPage { .. }
             | Request::StartLogin(_)
             | Request::LoginInput { .. }
