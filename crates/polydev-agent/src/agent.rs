@@ -1,6 +1,12 @@
 //! Everything the agent holds, and its start and end.
 
-use std::{cell::RefCell, collections::BTreeMap, process::ExitCode, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    process::ExitCode,
+    rc::Rc,
+    time::Duration,
+};
 
 use polydev_core::{
     guest::CLI_USER,
@@ -13,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    Surroundings, catcher::Catcher, channel, desktop::Desktop, events::Events, identity, log::Log,
+    Surroundings, catcher::Catcher, channel, desktop::Desktop, events::Events, freezer, identity, log::Log,
     login::LoginSlot, machine, mux::Opener, process::base_env, reaper::Reaper, shim, terminal::Terminals,
 };
 
@@ -32,6 +38,8 @@ pub(crate) struct Agent {
     pub(crate) desktop: Desktop,
     /// From the host's identity.
     pub(crate) identity_env: RefCell<BTreeMap<String, String>>,
+    /// How many identities were taken.
+    pub(crate) identities: Cell<u64>,
     /// While a host is connected.
     pub(crate) opener: RefCell<Option<Opener>>,
     pub(crate) host_came: Notify,
@@ -59,6 +67,7 @@ pub(crate) fn run(surroundings: Surroundings) -> ExitCode {
             login: LoginSlot::default(),
             desktop: Desktop::default(),
             identity_env: RefCell::default(),
+            identities: Cell::default(),
             opener: RefCell::default(),
             host_came: Notify::new(),
             session: RefCell::default(),
@@ -83,7 +92,12 @@ fn start(agent: &Rc<Agent>) {
             log.note("reaper", error);
         }
     });
+    let freezer = match agent.surroundings {
+        Surroundings::Vm => freezer::prepare(),
+        Surroundings::Container => Ok(()),
+    };
     for (what, result) in [
+        ("freezer", freezer),
         ("loopback", machine::loopback_up()),
         ("places", identity::prepare_places()),
         ("shim", shim::install()),

@@ -149,6 +149,9 @@ pub(crate) fn x_server(width: u16, height: u16) -> Vec<String> {
         AUTHORITY,
         "-nolisten",
         "tcp",
+        // Its key comes from the template, so it is no secret among clones: the one socket is for one account only.
+        "-nolisten",
+        "local",
         "-rfbport",
         "-1",
         "-rfbunixpath",
@@ -166,6 +169,11 @@ pub(crate) fn x_server(width: u16, height: u16) -> Vec<String> {
         "-ardelay",
         "600000",
     ])
+}
+
+/// Lets nobody but the browser's account near the display, key or not.
+pub(crate) fn close_display_to_others() -> io::Result<()> {
+    fs::set_permissions(X_SOCKET, fs::Permissions::from_mode(0o700))
 }
 
 pub(crate) fn window_manager() -> Vec<String> {

@@ -16,7 +16,7 @@ use crate::{
     agent::Agent,
     desktop,
     events::Cursor,
-    files, identity, login,
+    files, freezer, identity, login,
     mux::{Stream, read_frame, write_frame},
     page,
     process::{Launch, Streams, signal_group},
@@ -91,12 +91,15 @@ async fn read_in(
         }
         let agent = agent.clone();
         tokio::task::spawn_local(async move {
-            let then = match &request {
+            let mut then = match &request {
                 Request::PowerOff => Then::PowerOff,
                 Request::Quiesce => Then::Quiesce,
                 _ => Then::Nothing,
             };
             let result = answer(&agent, request).await;
+            if result.is_err() {
+                then = Then::Nothing;
+            }
             // Fails only when the stream is gone.
             permit.send(Out { id, result, then });
         });
@@ -175,6 +178,9 @@ async fn write_reply(
 }
 
 async fn answer(agent: &Rc<Agent>, request: Request) -> Result<Reply, Refusal> {
+    if freezer::frozen() && !works_while_frozen(&request) {
+        return Err(refuse(ErrorCode::Conflict, "the machine waits for its identity"));
+    }
     match request {
         Request::Hello { .. } => Err(refuse(ErrorCode::Conflict, "hello was said already")),
         Request::Identify(identity) => identity::take(agent, identity).await,
@@ -194,12 +200,21 @@ async fn answer(agent: &Rc<Agent>, request: Request) -> Result<Reply, Refusal> {
             let max = usize::try_from(max_bytes).unwrap_or(usize::MAX).min(frame::MAX_BODY / 3);
             Ok(Reply::Log { text: agent.log.tail(max) })
         }
-        Request::Quiesce => {
-            rustix::fs::sync();
-            Ok(Reply::Done)
-        }
+        Request::Quiesce => identity::lay_down(agent).await,
         Request::PowerOff => Ok(Reply::Done),
     }
+}
+
+/// Between a snapshot and the next identity nothing of a person runs, or could.
+const fn works_while_frozen(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Hello { .. }
+            | Request::Identify(_)
+            | Request::ReadLog { .. }
+            | Request::Quiesce
+            | Request::PowerOff
+    )
 }
 
 async fn run(

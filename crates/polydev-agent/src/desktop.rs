@@ -243,7 +243,7 @@ async fn x_is_up() -> bool {
     let deadline = Instant::now() + X_LIMIT;
     while Instant::now() < deadline {
         if Path::new(VNC_SOCKET).exists() && UnixStream::connect(browser::X_SOCKET).await.is_ok() {
-            return true;
+            return browser::close_display_to_others().is_ok();
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }

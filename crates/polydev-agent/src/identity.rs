@@ -1,10 +1,12 @@
-//! Makes the VM one of its own: after start, and again after a restore.
+//! Makes the VM one of its own: after start, and again after a restore. From [`lay_down`] to [`take`] nothing but the
+//! agent runs.
 
 use std::{
     fs, io,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
     rc::Rc,
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -18,12 +20,16 @@ use zeroize::Zeroizing;
 use crate::{
     Surroundings,
     agent::Agent,
-    browser, catcher,
+    browser, catcher, clone,
     control::{refuse, refuse_os},
+    freezer,
 };
 
 /// Least and most bytes of entropy.
 const ENTROPY: std::ops::RangeInclusive<usize> = 32..=512;
+/// How long a machine that is not saved after all stands still; many times what saving and waking take.
+const UNASKED: Duration = Duration::from_secs(60);
+const MACHINE_ID: &str = "/etc/machine-id";
 /// Most variables, and most bytes of one.
 const ENV_MAX: (usize, usize) = (128, 32 << 10);
 
@@ -60,13 +66,24 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
         }
     };
     let stirred = stir(&entropy);
+    let restored = freezer::frozen();
     if agent.surroundings == Surroundings::Vm {
-        best_effort("entropy", stirred);
+        if restored {
+            stirred.map_err(|error| refuse_os("renew the random pool", &error))?;
+        } else {
+            best_effort("entropy", stirred);
+        }
         let seconds =
             i64::try_from(identity.unix_time_ms / 1000).map_err(|_| bad("the time is out of range"))?;
         let nanos = i64::try_from(identity.unix_time_ms % 1000).unwrap_or(0) * 1_000_000;
         clock_settime(ClockId::Realtime, Timespec { tv_sec: seconds, tv_nsec: nanos })
             .map_err(|error| refuse_os("set the clock", &error.into()))?;
+    }
+    // A machine that slept keeps what it is; one that goes on from a template does not.
+    let former = fs::read_to_string(MACHINE_ID).unwrap_or_default();
+    if restored && former.trim() != identity.machine_id {
+        clone::end_holders(&agent.log).map_err(|error| refuse_os("end what the template ran", &error))?;
+        clone::renew_boot_id(&agent.log).map_err(|error| refuse_os("renew the boot id", &error))?;
     }
     let named = rustix::system::sethostname(identity.hostname.as_bytes()).map_err(io::Error::from);
     if agent.surroundings == Surroundings::Vm
@@ -79,7 +96,7 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     let name = &identity.hostname;
     for (path, content) in [
         ("/etc/hostname", format!("{name}\n")),
-        ("/etc/machine-id", format!("{}\n", identity.machine_id)),
+        (MACHINE_ID, format!("{}\n", identity.machine_id)),
         ("/etc/hosts", format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n")),
         ("/etc/resolv.conf", "nameserver 127.0.0.53\noptions timeout:2 attempts:2\n".to_owned()),
     ] {
@@ -89,10 +106,45 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     catcher::set_allowed(agent, identity.egress)
         .await
         .map_err(|error| refuse_os("start the way out", &error))?;
+    agent.identities.set(agent.identities.get() + 1);
+    freezer::thaw().map_err(|error| refuse_os("let the programs go on", &error))?;
     agent
         .log
         .note("identity", format_args!("now {name}, egress {}", if identity.egress { "on" } else { "off" }));
     Ok(Reply::Done)
+}
+
+/// Prepares for a snapshot: writes everything out and lets nothing run until an identity comes.
+pub(crate) async fn lay_down(agent: &Rc<Agent>) -> Result<Reply, Refusal> {
+    if agent.surroundings == Surroundings::Vm {
+        // A browser that somebody uses is not for a template: its pages stay.
+        if !agent.desktop.page.is_wanted()
+            && let Err(error) = clone::end_renderers()
+        {
+            agent.log.note("identity", format_args!("renderers: {error}"));
+        }
+        if let Err(error) = freezer::freeze().await {
+            let thawed = freezer::thaw();
+            agent.log.note("identity", format_args!("not frozen: {error}; thawed: {thawed:?}"));
+            return Err(refuse_os("freeze the programs", &error));
+        }
+        if agent.identities.get() > 0 {
+            tokio::task::spawn_local(get_up_unasked(agent.clone()));
+        }
+    }
+    rustix::fs::sync();
+    Ok(Reply::Done)
+}
+
+/// A machine that somebody uses goes on by itself when its host changed its mind, or died, before it was saved. Its clock
+/// stands still while it is saved. A template never goes on as what it is.
+async fn get_up_unasked(agent: Rc<Agent>) {
+    let identities = agent.identities.get();
+    tokio::time::sleep(UNASKED).await;
+    if agent.identities.get() == identities && freezer::frozen() {
+        let thawed = freezer::thaw();
+        agent.log.note("identity", format_args!("no host came; everything goes on: {thawed:?}"));
+    }
 }
 
 /// Directories that exist whatever the golden image holds.

@@ -44,6 +44,13 @@ pub(crate) struct PageSlot {
     opening: RefCell<Option<AbortHandle>>,
 }
 
+impl PageSlot {
+    /// Whether a page was asked for since the start.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.borrow().is_some()
+    }
+}
+
 pub(crate) fn open(agent: &Rc<Agent>, url: String) -> Result<Reply, Refusal> {
     if !agent.login.accepts(&url) {
         return Err(refuse(ErrorCode::UrlRefused, "the address is not this login's sign-in page"));

@@ -10,7 +10,7 @@ use std::{
 use polydev_core::guest::{Account, CLI_USER, PATH};
 use tokio::{net::unix::pipe, sync::oneshot};
 
-use crate::reaper::Reaper;
+use crate::{freezer, reaper::Reaper};
 
 /// What a program's standard streams are.
 pub(crate) enum Streams {
@@ -46,6 +46,7 @@ pub(crate) struct Child {
 
 impl Launch<'_> {
     pub(crate) fn start(self, reaper: &Reaper) -> io::Result<Child> {
+        let group = freezer::way_in()?;
         let Some((program, args)) = self.argv.split_first() else {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no program given"));
         };
@@ -74,9 +75,13 @@ impl Launch<'_> {
             }
         };
         let (uid, gid) = (self.account.uid, self.account.gid);
+        let members = freezer::number(group.as_ref());
         // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls.
         unsafe {
-            command.pre_exec(move || become_account(uid, gid, has_terminal));
+            command.pre_exec(move || {
+                members.map_or(Ok(()), freezer::enter)?;
+                become_account(uid, gid, has_terminal)
+            });
         }
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
