@@ -35,7 +35,7 @@ pub(crate) async fn run(mut command: Command, op: &str, limit: Duration) -> Resu
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     if complaint.contains("No space left on device") {
-        return Err(HostError::NoSpace { what: op.to_owned() });
+        return Err(HostError::NoSpace { what: op.to_owned(), room: None });
     }
     let complaint: String = complaint.trim().chars().take(COMPLAINT_MAX).collect();
     Err(HostError::Os {

@@ -7,7 +7,7 @@ pub(crate) mod firecracker;
 mod initrd;
 pub(crate) mod probe;
 pub(crate) mod qemu;
-mod user_disk;
+pub(crate) mod user_disk;
 mod vsock;
 
 use std::{
@@ -30,6 +30,7 @@ use crate::{
     error::HostError,
     process::{self, ProcessId},
     record::VmRecord,
+    space,
 };
 
 /// How long a killed process may take to end.
@@ -140,6 +141,14 @@ impl Places {
     /// not in the run directory, which a reboot empties.
     pub(crate) fn held(&self, id: VmId) -> PathBuf {
         self.data.join("held").join(id.to_string())
+    }
+
+    /// Refuses a write of `bytes` to the data directory that would fill its disk. Nothing is always written.
+    pub(crate) fn room(&self, bytes: u64, what: &str) -> Result<(), HostError> {
+        match bytes {
+            0 => Ok(()),
+            _ => space::check(&self.data, bytes, self.resources.disk_reserve_bytes, what),
+        }
     }
 
     /// The limits of a VM's group. A VM of a monitor takes more than its guest has: what the monitor needs itself,

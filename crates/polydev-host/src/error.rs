@@ -7,6 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::remote::fault::{self, StaticName};
 
+/// Room on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// What was to be written takes at most so much.
+    pub wanted_mib: u64,
+    /// Free on the disk.
+    pub free_mib: u64,
+    /// Has to stay free.
+    pub reserve_mib: u64,
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { wanted_mib, free_mib, reserve_mib } = self;
+        write!(f, ": it takes {wanted_mib} MiB, {free_mib} MiB are free, {reserve_mib} MiB have to stay free")
+    }
+}
+
 /// Why the host could not do it.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,11 +57,21 @@ pub enum HostError {
         /// How many there are.
         total: usize,
     },
-    /// The machine's disk is full.
-    #[error("no space left for {what}")]
+    /// The machine's disk is full, or would be.
+    #[error("no space left for {what}{}", .room.map(|room| room.to_string()).unwrap_or_default())]
     NoSpace {
         /// What was to be written.
         what: String,
+        /// How much room there was, where it was looked at before; otherwise the operating system refused.
+        room: Option<Room>,
+    },
+    /// The kernel ended the VM: it took more memory than it was given.
+    #[error("VM {id} was ended for want of memory: it has {memory_mib} MiB")]
+    OutOfMemory {
+        /// Which.
+        id: VmId,
+        /// Memory of its guest.
+        memory_mib: u32,
     },
     /// The VM is not there.
     #[error("no VM {0}")]
@@ -142,7 +170,7 @@ impl HostError {
         move |source| {
             let (op, source) = (op.into(), source.into());
             match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { what: op },
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { what: op, room: None },
                 _ => Self::Os { op, source },
             }
         }

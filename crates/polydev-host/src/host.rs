@@ -37,6 +37,8 @@ use crate::{
     logs,
     record::{Records, VmRecord, VmState},
     slots::Slots,
+    space,
+    usage::{self, HostFigures, Phases, Usage, VmUsage},
 };
 
 /// How often growing logs are cut and agents' logs copied.
@@ -162,7 +164,7 @@ pub struct ReclaimReport {
 #[derive(Clone)]
 pub struct Host {
     inner: Arc<Inner>,
-    _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
 }
 
 struct Inner {
@@ -180,6 +182,8 @@ struct Inner {
     asleep: Mutex<BTreeSet<VmId>>,
     starting: admission::Starting,
     pool: pool::Pool,
+    usage: Usage,
+    phases: Phases,
 }
 
 /// What one VM's steps run under: at most one of them at a time.
@@ -239,8 +243,11 @@ impl Host {
             asleep: Mutex::new(asleep),
             starting: admission::Starting::default(),
             pool: pool::Pool::found(warm),
+            usage: Usage::default(),
+            phases: Phases::default(),
         });
-        let tasks = [tend_logs(Arc::clone(&inner)), pool::keep(Arc::clone(&inner))];
+        let sampling = usage::keep(&inner, |inner: &Inner| (&inner.usage, &inner.places, &inner.records));
+        let tasks = [tend_logs(Arc::clone(&inner)), pool::keep(Arc::clone(&inner)), sampling];
         Ok(Self { inner, _tasks: Arc::new(tasks.map(AbortOnDropHandle::new)) })
     }
 
@@ -319,6 +326,20 @@ impl Host {
     /// The end of a VM's log, alive or archived.
     pub async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
         self.inner.read_log(id, kind, max_bytes).await
+    }
+
+    /// What VMs take, as of the last sample (some seconds ago).
+    pub fn usage(&self) -> Vec<(VmId, VmUsage)> {
+        self.inner.usage.latest()
+    }
+
+    /// Everything that `/metrics` shows of a host.
+    pub fn figures(&self) -> HostFigures {
+        HostFigures {
+            vms: self.usage(),
+            starts: self.inner.phases.figures(),
+            disk_free_bytes: space::free(&self.inner.places.data).unwrap_or(0),
+        }
     }
 
     /// What is in use.

@@ -23,6 +23,8 @@ mod record;
 pub mod remote;
 mod slots;
 mod snapshot;
+mod space;
+mod usage;
 
 pub use agent::{
     AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,
@@ -31,9 +33,10 @@ pub use cgroup::{Support as CgroupSupport, Version as CgroupVersion, support as 
 pub use config::{Capacity, DriverChoice, HostConfig, Resources};
 pub use driver::{Hibernation, probe::DriverProbe};
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
-pub use error::HostError;
+pub use error::{HostError, Room};
 pub use host::{
     CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
 };
 pub use process::{ProcessIdentity, ProgramFile};
 pub use record::{Phase, VmRecord, VmState};
+pub use usage::{HostFigures, PhaseFigures, VmUsage};

@@ -127,6 +127,11 @@ impl ProcessId {
         }
     }
 
+    /// Its number, which may be another process's by now.
+    pub(crate) const fn pid(self) -> i32 {
+        self.pid
+    }
+
     /// Whether it still runs; one that ended but was not waited for does not.
     pub(crate) fn alive(self) -> bool {
         start_ticks(self.pid) == Some(self.start_ticks)

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use self::{freezer::Freezer, layers::Layers};
 use super::{
     Driver, DriverInfo, Hibernation, PROCESS, Places, SocketConnector, kill_all, main_process, mark_started,
-    process_seen, with_processes,
+    process_seen, user_disk, with_processes,
 };
 use crate::{
     agent::Connector,
@@ -107,10 +107,9 @@ impl ContainerDriver {
                 scratch
             }
             VmKind::Cli { user } => {
-                let users = self.places.data.join("users");
-                make_dir(&users, 0o700)?;
-                let workspace = self.places.user(user);
+                let workspace = dir.join("workspace");
                 make_dir(&workspace, 0o700)?;
+                user_disk::mount(&self.places.user(user), &workspace, &self.places.resources).await?;
                 workspace
             }
         };

@@ -52,7 +52,7 @@ impl FirecrackerDriver {
         let (names, disk): (&[&str], _) = match &vm.kind {
             VmKind::Browser => (&["tools", "desktop", "base"], None),
             VmKind::Cli { user } => {
-                (&["tools", "base"], Some(user_disk::open(&self.places.user(user)).await?))
+                (&["tools", "base"], Some(user_disk::open(&self.places.user(user), &self.places.resources).await?))
             }
         };
         let layers = self.image.layers(names)?;

@@ -159,7 +159,7 @@ impl Driver for QemuDriver {
                 },
                 None => None,
             },
-            VmKind::Cli { user } => Some(user_disk::open(&self.places.user(user)).await?),
+            VmKind::Cli { user } => Some(user_disk::open(&self.places.user(user), &self.places.resources).await?),
         };
         let layers = self.layers(&vm.kind)?;
         let machine = self.machine(&size, &initrd, &layers, disk.as_deref(), Memory::Plain);

@@ -77,7 +77,16 @@ impl Inner {
                     failpoint::reach("hibernate/quiesced");
                 }
                 Step::Hold => {
-                    if let Err(error) = driver.hibernate(&record, &dir).await {
+                    let memory_bytes = match driver.info().hibernation {
+                        Hibernation::Save => u64::from(record.memory_mib) << 20,
+                        Hibernation::Freeze | Hibernation::None => 0,
+                    };
+                    let room = self.places.room(memory_bytes, "the memory of a VM that is to sleep");
+                    let held = match room {
+                        Ok(()) => driver.hibernate(&record, &dir).await,
+                        full => full,
+                    };
+                    if let Err(error) = held {
                         // It runs on as it is; who connects next finds it.
                         self.note_phase(&mut record, Phase::Running)?;
                         return Err(match error {

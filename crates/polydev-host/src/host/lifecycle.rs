@@ -196,9 +196,10 @@ impl Inner {
         let dir = self.places.vm(id);
         let mut client: Option<AgentClient> = None;
         let mut link = Link::Down;
+        let mut watch = self.phases.watch(&record.kind);
         loop {
             let seen = self.look(&*driver, id, &dir, link)?;
-            match next_step(want, &seen) {
+            match watch.step(next_step(want, &seen)) {
                 Some(Step::Record) => self.records.write(record)?,
                 Some(Step::Start) => {
                     failpoint::reach("create/recorded");
@@ -256,6 +257,9 @@ impl Inner {
                     }
                 }
                 Some(Step::Wake) => driver.resume(record, &dir).await?,
+                Some(Step::GiveUp) if self.places.groups.ran_out_of_memory(id) => {
+                    return Err(HostError::OutOfMemory { id, memory_mib: record.memory_mib });
+                }
                 Some(Step::GiveUp) => {
                     let error = HostError::StartFailed { id, step: "boot", detail: String::new() };
                     return Err(self.with_last_words(error, &dir));

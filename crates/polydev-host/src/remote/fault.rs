@@ -115,7 +115,7 @@ mod tests {
             HostError::ImageDamaged { id: "x".into(), what: "base".into() },
             HostError::DriverUnusable { driver: "qemu".into(), reason: "no".into() },
             HostError::NoSlot { total: 4 },
-            HostError::NoSpace { what: "a record".into() },
+            HostError::NoSpace { what: "a record".into(), room: None },
             HostError::NoSuchVm(id),
             HostError::AlreadyExists(id),
             HostError::DiskInUse { by: id },

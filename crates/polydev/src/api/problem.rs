@@ -112,6 +112,8 @@ codes! {
     ImageDamaged = "image_damaged", SERVICE_UNAVAILABLE, "The machine image is damaged";
     /// The driver does not work here.
     DriverUnusable = "driver_unusable", SERVICE_UNAVAILABLE, "This host cannot run machines";
+    /// The host process is away.
+    HostUnavailable = "host_unavailable", SERVICE_UNAVAILABLE, "The machines cannot be reached for a moment";
     /// The host has not enough memory or cores for one more VM.
     NoCapacity = "no_capacity", SERVICE_UNAVAILABLE, "This host has no room for one more machine";
     /// The VM could not be put to sleep; it runs on.
@@ -253,11 +255,16 @@ impl From<HostError> for Problem {
                 return SlotsExhausted { total: *total, queue_position: 1 }.into();
             }
             HostError::NoSpace { .. } => Code::NoSpace,
+            HostError::Unavailable { .. } => {
+                /// A host process is started anew in about this time.
+                const TRY_AGAIN_S: u64 = 5;
+                return Self::new(Code::HostUnavailable, error.to_string()).retry_after(TRY_AGAIN_S);
+            }
             HostError::NoCapacity { .. } => Code::NoCapacity,
             HostError::NotHibernatable { .. } => Code::Conflict,
             HostError::HibernateFailed { .. } => Code::HibernateFailed,
             HostError::NoSuchVm(_) => Code::NotFound,
-            HostError::StartFailed { .. } | HostError::AgentSilent { .. } | HostError::Identity { .. } => {
+            HostError::OutOfMemory { .. } | HostError::StartFailed { .. } | HostError::AgentSilent { .. } | HostError::Identity { .. } => {
                 Code::VmUnavailable
             }
             _ => return Self::internal(&error),

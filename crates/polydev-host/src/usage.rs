@@ -1,0 +1,202 @@
+//! What VMs take of the machine. Sampled in the background, so that asking for it costs nothing and a scraper cannot
+//! make the host busy.
+
+mod phases;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use polydev_core::ids::VmId;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+pub use self::phases::PhaseFigures;
+pub(crate) use self::phases::Phases;
+use crate::{
+    driver::{Places, user_disk::DISK},
+    host::VmKind,
+    process,
+    record::{Records, VmRecord},
+};
+
+/// How often a sample is taken.
+const EVERY: Duration = Duration::from_secs(10);
+/// Most time per round for adding up processes' memory: the kernel walks their page tables. What is left over comes
+/// first in the next round.
+const PSS_BUDGET: Duration = Duration::from_millis(300);
+/// Most processes of one VM that are looked at.
+const PROCESSES_MAX: usize = 256;
+
+/// What one VM takes, and took since it was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmUsage {
+    /// For a browser; otherwise for a CLI.
+    pub browser: bool,
+    /// Memory charged to the VM's control group now, page cache included.
+    pub memory_bytes: u64,
+    /// Memory of its processes, of shared pages their share (PSS); `None` until it was added up.
+    pub pss_bytes: Option<u64>,
+    /// CPU time in microseconds.
+    pub cpu_us: u64,
+    /// Read from block devices.
+    pub disk_read_bytes: u64,
+    /// Written to block devices.
+    pub disk_written_bytes: u64,
+    /// What the user's disk takes on the host's; zero for a browser VM.
+    pub workspace_bytes: u64,
+    /// Processes and threads now.
+    pub tasks: u64,
+    /// Processes that the kernel ended for want of memory.
+    pub oom_kills: u64,
+}
+
+/// Figures of the host for `/metrics`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostFigures {
+    /// VMs as they were when they were looked at last.
+    pub vms: Vec<(VmId, VmUsage)>,
+    /// How long starts took, by kind and phase.
+    pub starts: Vec<PhaseFigures>,
+    /// Free on the disk of the data directory.
+    pub disk_free_bytes: u64,
+}
+
+/// The latest sample.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    latest: Mutex<BTreeMap<VmId, Sampled>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sampled {
+    usage: VmUsage,
+    /// When its processes' memory was added up.
+    added_up: Option<Instant>,
+}
+
+impl Usage {
+    pub(crate) fn latest(&self) -> Vec<(VmId, VmUsage)> {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.iter().map(|(id, sampled)| (*id, sampled.usage)).collect()
+    }
+
+    /// Looks at every VM that has a record. Blocks.
+    fn sample(&self, places: &Places, records: &Records) {
+        let records = match records.all() {
+            Ok(records) => records,
+            Err(error) => return tracing::warn!(%error, "VMs' usage cannot be sampled"),
+        };
+        let mut next: BTreeMap<VmId, Sampled> = BTreeMap::new();
+        let before = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for record in &records {
+            let known = before.get(&record.id);
+            let pss_bytes = known.and_then(|known| known.usage.pss_bytes);
+            let usage = VmUsage { pss_bytes, ..counted(places, record) };
+            next.insert(record.id, Sampled { usage, added_up: known.and_then(|known| known.added_up) });
+        }
+        let mut waiting: Vec<(Option<Instant>, VmId)> =
+            next.iter().map(|(id, sampled)| (sampled.added_up, *id)).collect();
+        waiting.sort();
+        let began = Instant::now();
+        for (_, id) in waiting {
+            if began.elapsed() >= PSS_BUDGET {
+                break;
+            }
+            if let Some(sampled) = next.get_mut(&id) {
+                sampled.usage.pss_bytes = pss(places, id);
+                sampled.added_up = Some(Instant::now());
+            }
+        }
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
+/// Takes samples until the host is gone. `of` gives what to look at, or nothing when it is.
+pub(crate) fn keep<H: Send + Sync + 'static>(
+    host: &Arc<H>,
+    of: impl Fn(&H) -> (&Usage, &Places, &Records) + Copy + Send + 'static,
+) -> JoinHandle<()> {
+    // The task must not keep the host alive.
+    let host = Arc::downgrade(host);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            let Some(host) = host.upgrade() else { return };
+            let work = tokio::task::spawn_blocking(move || {
+                let (usage, places, records) = of(&host);
+                usage.sample(places, records);
+            });
+            if let Err(error) = work.await {
+                tracing::error!(%error, "sampling of VMs' usage failed");
+            }
+        }
+    })
+}
+
+/// What the kernel counts by itself.
+fn counted(places: &Places, record: &VmRecord) -> VmUsage {
+    let group = places.groups.usage(record.id).unwrap_or_default();
+    let workspace_bytes = match &record.kind {
+        VmKind::Browser => 0,
+        VmKind::Cli { user } => allocated(&places.user(user).join(DISK)),
+    };
+    VmUsage {
+        browser: record.kind == VmKind::Browser,
+        memory_bytes: group.memory_bytes,
+        pss_bytes: None,
+        cpu_us: u64::try_from(group.cpu.as_micros()).unwrap_or(u64::MAX),
+        disk_read_bytes: group.read_bytes,
+        disk_written_bytes: group.written_bytes,
+        workspace_bytes,
+        tasks: group.tasks,
+        oom_kills: group.oom_kills,
+    }
+}
+
+/// What a sparse file takes on its disk; nothing without a file.
+pub(crate) fn allocated(file: &Path) -> u64 {
+    // st_blocks counts in units of 512 bytes (inode(7)).
+    fs::metadata(file).map_or(0, |it| it.blocks() * 512)
+}
+
+/// `Pss` of proc_pid_smaps(5), summed; `None` when no process could be read.
+fn pss(places: &Places, id: VmId) -> Option<u64> {
+    let mut pids = places.groups.processes(id);
+    if pids.is_empty() {
+        let found = process::of_vm(&places.instance, id).unwrap_or_default();
+        pids.extend(found.into_iter().map(|process| process.pid()));
+    }
+    pids.into_iter().take(PROCESSES_MAX).filter_map(pss_of).reduce(|a, b| a + b)
+}
+
+fn pss_of(pid: i32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processs_share_of_memory_is_read() {
+        let me = pss_of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!((100 << 10..8 << 30).contains(&me), "{me} bytes");
+        assert_eq!(pss_of(i32::MAX), None);
+    }
+
+    #[test]
+    fn a_sparse_file_takes_what_was_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 30).unwrap();
+        assert!(allocated(file.path()) < 1 << 20);
+        assert_eq!(allocated(Path::new("/proc/no-such-file")), 0);
+    }
+}
