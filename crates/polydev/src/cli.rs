@@ -2,6 +2,7 @@
 
 mod client;
 mod doctor;
+mod host;
 mod image;
 mod settings;
 mod talk;
@@ -32,6 +33,8 @@ pub struct Cli {
 enum Command {
     /// Runs the controller.
     Serve,
+    /// Runs VMs for a controller that is another process, maybe another user's. Needs root.
+    Host(host::HostArgs),
     /// Prints a fresh one-time link to the page of a running controller.
     Open,
     /// Says what works on this machine and what does not.
@@ -70,6 +73,7 @@ impl Cli {
         match self.command {
             Command::Openapi => print!("{}", api::openapi_json()),
             Command::Serve => serve::run(self.flags.config()?)?,
+            Command::Host(args) => host::run(self.flags, args)?,
             Command::Doctor => doctor::run(&self.flags.config()?)?,
             Command::Open => talk::open(&self.flags.config()?)?,
             Command::Image(command) => image::run(&self.flags.config()?, command)?,
@@ -107,9 +111,10 @@ pub fn hint(error: &anyhow::Error) -> Option<&'static str> {
             Some("build it with `polydev image build`")
         }
         Some(ClientError::Answer { .. }) => Some("`polydev doctor` says what works on this machine"),
-        None => match error.downcast_ref::<serve::ServeError>() {
-            Some(error) => error.hint(),
-            None => Some("`polydev --help` lists commands and flags"),
+        None => match (error.downcast_ref::<serve::ServeError>(), error.downcast_ref::<host::HostFault>()) {
+            (Some(error), _) => error.hint(),
+            (None, Some(error)) => Some(error.hint()),
+            (None, None) => Some("`polydev --help` lists commands and flags"),
         },
     }
 }

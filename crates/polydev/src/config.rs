@@ -5,6 +5,7 @@
 
 mod desktop;
 mod file;
+mod host;
 mod limits;
 mod paths;
 mod server;
@@ -15,6 +16,7 @@ mod vms;
 use std::{ffi::OsString, path::PathBuf};
 
 pub use desktop::DesktopConfig;
+pub use host::HostProcessConfig;
 pub use limits::LimitsConfig;
 pub use paths::PathsConfig;
 pub use server::ServerConfig;
@@ -29,6 +31,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// Where things are kept.
     pub paths: PathsConfig,
+    /// The host as a process of its own.
+    pub host: HostProcessConfig,
     /// How VMs are made.
     pub vms: VmsConfig,
     /// How desktops are shown.
@@ -75,8 +79,10 @@ impl Config {
         settings.add_environment(env);
         settings.add_flags(flags);
         let server = ServerConfig::read(&mut settings);
+        let paths = PathsConfig::read(&mut settings);
         let config = Config {
-            paths: PathsConfig::read(&mut settings),
+            host: HostProcessConfig::read(&mut settings, &paths.data_dir),
+            paths,
             desktop: DesktopConfig::read(&mut settings, server.listen),
             turn: TurnConfig::read(&mut settings, &server),
             server,

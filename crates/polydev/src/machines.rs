@@ -1,11 +1,13 @@
 //! The controller's view of the host: the few things it asks for, so that tests can put a fake in its place.
 
+mod remote;
+
 use std::collections::HashSet;
 
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
 use polydev_host::{
-    CreateVm, FastStart, Host, HostError, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
+    CreateVm, FastStart, Host, HostError, HostFigures, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
 };
 use uuid::Uuid;
 
@@ -33,9 +35,9 @@ pub trait Machines: Send + Sync + 'static {
     /// See [`Host::read_log`].
     async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError>;
     /// See [`Host::kept_failed`].
-    fn kept_failed(&self) -> Result<Vec<VmId>, HostError>;
+    async fn kept_failed(&self) -> Result<Vec<VmId>, HostError>;
     /// See [`Host::forget_failed`].
-    fn forget_failed(&self, id: VmId) -> Result<(), HostError>;
+    async fn forget_failed(&self, id: VmId) -> Result<(), HostError>;
     /// See [`Host::remove_user_disk`].
     async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError>;
     /// See [`Host::prepare_templates`].
@@ -49,6 +51,10 @@ pub trait Machines: Send + Sync + 'static {
     fn ready(&self) -> Result<(), HostError>;
     /// See [`Host::status`].
     fn status(&self) -> HostStatus;
+    /// See [`Host::figures`].
+    async fn figures(&self) -> HostFigures {
+        HostFigures::default()
+    }
 }
 
 #[async_trait]
@@ -84,10 +90,10 @@ impl Machines for Host {
     async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
         Host::read_log(self, id, kind, max_bytes).await
     }
-    fn kept_failed(&self) -> Result<Vec<VmId>, HostError> {
+    async fn kept_failed(&self) -> Result<Vec<VmId>, HostError> {
         Host::kept_failed(self)
     }
-    fn forget_failed(&self, id: VmId) -> Result<(), HostError> {
+    async fn forget_failed(&self, id: VmId) -> Result<(), HostError> {
         Host::forget_failed(self, id)
     }
     async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError> {
@@ -106,6 +112,9 @@ impl Machines for Host {
     }
     fn status(&self) -> HostStatus {
         Host::status(self)
+    }
+    async fn figures(&self) -> HostFigures {
+        Host::figures(self)
     }
 }
 
@@ -178,10 +187,10 @@ impl Machines for Unavailable {
     async fn read_log(&self, id: VmId, _: LogKind, _: usize) -> Result<String, HostError> {
         Err(HostError::NoSuchVm(id))
     }
-    fn kept_failed(&self) -> Result<Vec<VmId>, HostError> {
+    async fn kept_failed(&self) -> Result<Vec<VmId>, HostError> {
         Ok(Vec::new())
     }
-    fn forget_failed(&self, _: VmId) -> Result<(), HostError> {
+    async fn forget_failed(&self, _: VmId) -> Result<(), HostError> {
         Err(self.error())
     }
     async fn remove_user_disk(&self, _: &UserId) -> Result<(), HostError> {

@@ -15,7 +15,10 @@ use polydev_core::{
     provider::{Faults, ProviderSet},
     session::Limits,
 };
-use polydev_host::{Host, HostConfig, HostError};
+use polydev_host::{
+    Host, HostConfig, HostError,
+    remote::{RemoteHost, RemoteOptions, Role},
+};
 use rust_embed::RustEmbed;
 use socket2::SockRef;
 use tokio::{
@@ -46,6 +49,8 @@ struct BuiltIn;
 
 /// What the kernel keeps of a connection besides what is on its way: about one keyframe.
 const UNSENT_MAX_BYTES: u32 = 128 << 10;
+/// How long the host process may take to be there.
+const HOST_LIMIT: Duration = Duration::from_secs(60);
 /// How long open connections may take to end once everything else has.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -121,6 +126,9 @@ impl ServeError {
             Self::Vault(_) => "see the vault's chapter of the operator's guide before you remove a key file",
             Self::Providers(_) => "correct the files in --providers-dir",
             Self::Routes(_) => "correct the file given with --egress-routes",
+            Self::Host(HostError::Unavailable { .. }) => {
+                "is `polydev host` running, with the same host.socket, and for this user?"
+            }
             Self::Path { .. }
             | Self::Endpoint(_)
             | Self::Store(_)
@@ -152,7 +160,7 @@ pub(crate) fn token_file(config: &Config) -> PathBuf {
 pub(crate) fn host_config(config: &Config) -> HostConfig {
     HostConfig {
         driver: config.vms.driver,
-        data_dir: config.paths.data_dir.join("host"),
+        data_dir: config.host.data_dir.clone(),
         run_dir: config.paths.run_dir.clone(),
         image_dir: config.paths.image_dir.clone(),
         agent_path: config.paths.agent_path.clone(),
@@ -210,7 +218,11 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let store = Store::open(&config.paths.data_dir.join("polydev.db")).await?;
     let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { listen, source })?;
     let listen = listener.local_addr()?;
-    let machines = open_machines(&config, Arc::clone(&egress)).await?;
+    let remote = connect_host(&config, &egress).await?;
+    let machines: Arc<dyn Machines> = match &remote {
+        Some(remote) => Arc::new(remote.clone()),
+        None => open_machines(&config, Arc::clone(&egress)).await?,
+    };
     let token = token_file(&config);
     let access =
         Access::open(&token, listen, config.server.link_ttl, config.server.cookie_ttl).map_err(|source| {
@@ -246,9 +258,16 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (app_at_end, stop) = (Arc::clone(&app), app.stop.clone());
     let ending = tokio::spawn(async move {
+        let superseded = async {
+            match &remote {
+                Some(remote) => remote.superseded().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = term.recv() => {}
             _ = interrupt.recv() => {}
+            () = superseded => tracing::error!("another controller drives the host now: this one ends"),
         }
         app_at_end.shut_down().await;
     });
@@ -279,6 +298,14 @@ async fn serve(config: Config) -> Result<(), ServeError> {
 fn keep_little(connection: &TcpStream) -> io::Result<()> {
     connection.set_nodelay(true)?;
     SockRef::from(connection).set_tcp_notsent_lowat(UNSENT_MAX_BYTES)
+}
+
+/// The host process, when it is one of its own.
+async fn connect_host(config: &Config, egress: &Arc<Egress>) -> Result<Option<RemoteHost>, ServeError> {
+    let Some(socket) = config.host.socket.clone() else { return Ok(None) };
+    tracing::info!(socket = %socket.display(), "waiting for the host process");
+    let options = RemoteOptions { socket, role: Role::Controller { take_over: false } };
+    Ok(Some(RemoteHost::connect(options, Arc::clone(egress) as _, HOST_LIMIT).await?))
 }
 
 async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn Machines>, ServeError> {
@@ -344,7 +371,7 @@ fn lock(dir: &Path) -> Result<std::fs::File, ServeError> {
 }
 
 /// `POLYDEV_LOG` filters as `RUST_LOG` does elsewhere; `POLYDEV_LOG_FORMAT=json` is for log collectors.
-fn start_logging() {
+pub(crate) fn start_logging() {
     let filter = EnvFilter::try_from_env("POLYDEV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     if std::env::var("POLYDEV_LOG_FORMAT").is_ok_and(|format| format == "json") {

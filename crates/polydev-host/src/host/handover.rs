@@ -10,7 +10,10 @@ use polydev_core::{
 use tokio::net::UnixStream;
 
 use super::{Host, LogKind, VmKind, agent_logs};
-use crate::error::HostError;
+use crate::{
+    error::HostError,
+    record::{Phase, VmState},
+};
 
 /// What another process needs to know of a VM to connect to its agent.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -37,15 +40,17 @@ pub(crate) enum NotDialled {
 }
 
 impl Host {
-    /// Lets go of the connection to a VM's agent, if this process has one, so that another one can take it over. Whoever
-    /// asks next connects anew.
+    /// Lets go of the connection to a running VM's agent, if this process has one, so that another one can take it over.
+    /// Whoever asks next connects anew.
     pub(crate) async fn hand_over(&self, id: VmId) -> Result<VmFacts, HostError> {
         let inner = &self.inner;
         let record = inner.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         let cell = inner.cell(id);
         let mut agent = cell.lock().await;
         let driver = inner.driver_of(&record);
-        if driver.process(id, &inner.places.vm(id))? != Process::Alive {
+        let between = matches!(record.phase, Phase::Hibernating | Phase::Resuming);
+        let asleep = record.state == VmState::Hibernated || between;
+        if asleep || driver.process(id, &inner.places.vm(id))? != Process::Alive {
             return Err(HostError::NoSuchVm(id));
         }
         if let Some(client) = agent.take() {

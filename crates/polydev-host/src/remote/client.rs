@@ -11,6 +11,7 @@ use polydev_core::{
 };
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use self::{
     agents::{Agents, RemoteConnector},
@@ -21,7 +22,10 @@ use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
     egress::EgressHandler,
     error::HostError,
-    host::{CreateVm, HostStatus, LogKind, ReclaimReport, SeenVm, Vm, handover::VmFacts},
+    host::{
+        CreateVm, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
+        handover::VmFacts,
+    },
 };
 
 /// Most bytes that an agent is asked for.
@@ -87,6 +91,37 @@ impl RemoteHost {
         self.reach(facts).await
     }
 
+    /// See [`crate::Host::draw`].
+    pub async fn draw(&self, kind: &VmKind, vcpus: u8, memory_mib: u32) -> VmId {
+        match self.core.ask(Request::Draw { kind: kind.clone(), vcpus, memory_mib }).await {
+            Ok(Reply::Id(id)) => id,
+            // Whoever creates it finds out what is wrong.
+            Ok(_) | Err(_) => VmId::from_uuid(Uuid::new_v4()),
+        }
+    }
+
+    /// See [`crate::Host::hibernate`].
+    pub async fn hibernate(&self, id: VmId) -> Result<(), HostError> {
+        self.core.ready_soon().await?;
+        self.agents.sever(id);
+        self.done(Request::Hibernate { id }).await
+    }
+
+    /// See [`crate::Host::resume`].
+    pub async fn resume(&self, id: VmId) -> Result<Resumed, HostError> {
+        match self.core.ask(Request::Resume { id }).await? {
+            Reply::Resumed { facts, memory_lost } => {
+                Ok(Resumed { vm: self.reach(facts).await?, memory_lost })
+            }
+            _ => Err(wrong("resume")),
+        }
+    }
+
+    /// See [`crate::Host::set_warm`]. A host process that is started anew is told again.
+    pub async fn set_warm(&self, plan: WarmPlan) -> Result<(), HostError> {
+        self.standing(Request::SetWarm(plan)).await
+    }
+
     /// See [`crate::Host::destroy`].
     pub async fn destroy(&self, id: VmId) -> Result<(), HostError> {
         self.remove(id, false).await
@@ -149,14 +184,14 @@ impl RemoteHost {
         self.done(Request::RemoveUserDisk { user: user.clone() }).await
     }
 
-    /// See [`crate::Host::prepare_templates`].
+    /// See [`crate::Host::prepare_templates`]. A host process that is started anew is told again.
     pub async fn prepare_templates(
         &self,
         vcpus: u8,
         memory_mib: u32,
         desktop_px: (u16, u16),
     ) -> Result<(), HostError> {
-        self.done(Request::Prepare { vcpus, memory_mib, desktop_px }).await
+        self.standing(Request::Prepare { vcpus, memory_mib, desktop_px }).await
     }
 
     /// Whether the host process can be reached now.
@@ -182,6 +217,12 @@ impl RemoteHost {
         self.done(Request::Destroy { id, failed }).await
     }
 
+    /// Something that a host process has to know as long as it lives.
+    async fn standing(&self, request: Request) -> Result<(), HostError> {
+        self.core.remember(&request);
+        self.done(request).await
+    }
+
     async fn done(&self, request: Request) -> Result<(), HostError> {
         let name = request.name();
         match self.core.ask(request).await? {
@@ -201,7 +242,7 @@ impl RemoteHost {
     /// Connects to a VM's agent, unless that has been done.
     async fn reach(&self, facts: VmFacts) -> Result<Vm, HostError> {
         let VmFacts { id, kind, slot, slow_factor, answer_limit } = facts;
-        if let Some(agent) = self.agents.get(id) {
+        if let Some(agent) = self.agents.get(id).filter(|agent| !agent.is_closed()) {
             return Ok(Vm { id, kind, slot, agent });
         }
         let connector = Arc::new(RemoteConnector::new(Arc::clone(&self.core), id));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     egress::EgressRefused,
     error::HostError,
-    host::{CreateVm, HostStatus, LogKind, ReclaimReport, SeenVm, handover::VmFacts},
+    host::{CreateVm, HostStatus, LogKind, ReclaimReport, SeenVm, VmKind, WarmPlan, handover::VmFacts},
 };
 
 /// Version of the protocol. Both sides have to speak the same.
@@ -88,6 +88,10 @@ pub(crate) enum ToClient {
 pub(crate) enum Request {
     Create(CreateVm),
     Adopt { id: VmId },
+    Draw { kind: VmKind, vcpus: u8, memory_mib: u32 },
+    Hibernate { id: VmId },
+    Resume { id: VmId },
+    SetWarm(WarmPlan),
     Destroy { id: VmId, failed: bool },
     Reclaim { wanted: Vec<VmId> },
     List,
@@ -109,6 +113,10 @@ pub(crate) enum Reply {
     Done,
     /// A VM whose agent the client may dial.
     Vm(VmFacts),
+    /// The same of one that was woken.
+    Resumed { facts: VmFacts, memory_lost: Option<String> },
+    /// An id.
+    Id(VmId),
     /// VMs on the machine.
     Seen(Vec<SeenVm>),
     /// What was removed.
@@ -129,6 +137,10 @@ impl Request {
         match self {
             Self::Create(_) => "create",
             Self::Adopt { .. } => "adopt",
+            Self::Draw { .. } => "draw",
+            Self::Hibernate { .. } => "hibernate",
+            Self::Resume { .. } => "resume",
+            Self::SetWarm(_) => "set_warm",
             Self::Destroy { .. } => "destroy",
             Self::Reclaim { .. } => "reclaim",
             Self::List => "list",
@@ -149,6 +161,10 @@ impl Request {
             Self::List | Self::Status | Self::ReadLog { .. } | Self::KeptFailed => true,
             Self::Create(_)
             | Self::Adopt { .. }
+            | Self::Draw { .. }
+            | Self::Hibernate { .. }
+            | Self::Resume { .. }
+            | Self::SetWarm(_)
             | Self::Destroy { .. }
             | Self::Reclaim { .. }
             | Self::KeepAgentLog { .. }
@@ -164,9 +180,9 @@ impl Request {
     pub(crate) const fn limit(&self) -> Duration {
         Duration::from_secs(match self {
             Self::Prepare { .. } => 3600,
-            Self::Create(_) | Self::Reclaim { .. } => 1200,
-            Self::Destroy { .. } | Self::RemoveUserDisk { .. } => 300,
-            Self::Adopt { .. } | Self::ForgetFailed { .. } => 60,
+            Self::Create(_) | Self::Adopt { .. } | Self::Resume { .. } | Self::Reclaim { .. } => 1200,
+            Self::Destroy { .. } | Self::Hibernate { .. } | Self::RemoveUserDisk { .. } => 300,
+            Self::Draw { .. } | Self::SetWarm(_) | Self::ForgetFailed { .. } => 60,
             Self::List
             | Self::Status
             | Self::ReadLog { .. }

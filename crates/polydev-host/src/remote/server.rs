@@ -98,6 +98,8 @@ impl Server {
     /// Serves until `stop`; then no new request is taken, and those under way come to their end. VMs go on.
     pub async fn run(self, host: Host, stop: CancellationToken) {
         let free = Arc::new(Semaphore::new(CONNECTIONS));
+        // Connections end with this future, however it ends.
+        let _ended = self.shared.stop.clone().drop_guard();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,

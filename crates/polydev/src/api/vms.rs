@@ -84,13 +84,13 @@ pub(super) struct VmDestroyed {
 #[utoipa::path(get, path = "/api/vms", tag = "vms", responses((status = 200, body = VmList)))]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<VmList>, Problem> {
     let mut vms = app.store.live_vms().await?;
-    for id in app.machines.kept_failed()? {
-        if vms.iter().all(|vm| vm.id != id) {
-            vms.extend(app.store.vm(id).await?);
+    let kept = kept(&app).await?;
+    for id in &kept {
+        if vms.iter().all(|vm| vm.id != *id) {
+            vms.extend(app.store.vm(*id).await?);
         }
     }
-    let vms = vms.iter().map(|vm| dto(&app, vm)).collect::<Result<_, _>>()?;
-    Ok(Json(VmList { vms }))
+    Ok(Json(VmList { vms: vms.iter().map(|vm| dto(&app, vm, &kept)).collect() }))
 }
 
 /// Starts the user's workspace, or finds it running.
@@ -105,7 +105,7 @@ pub(super) async fn create(
     let user: UserId = request.user_id.parse()?;
     app.machines.ready()?;
     let vm = app.workspaces.ensure(&user).await?;
-    Ok(Json(dto(&app, &find(&app, vm.id).await?)?))
+    Ok(Json(shown(&app, &find(&app, vm.id).await?).await?))
 }
 
 /// A VM, gone or not.
@@ -114,7 +114,7 @@ pub(super) async fn create(
     responses((status = 200, body = VmDto), (status = 404, body = Problem, content_type = "application/problem+json"))
 )]
 pub(super) async fn get(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result<Json<VmDto>, Problem> {
-    Ok(Json(dto(&app, &find(&app, id).await?)?))
+    Ok(Json(shown(&app, &find(&app, id).await?).await?))
 }
 
 /// Removes a VM. A CLI VM's disk stays; a browser VM's sign-in is called off, and what is kept of it is removed.
@@ -127,8 +127,8 @@ pub(super) async fn destroy(
     Id(id): Id<VmId>,
 ) -> Result<Json<VmDestroyed>, Problem> {
     let record = find(&app, id).await?;
-    if app.machines.kept_failed()?.contains(&id) {
-        app.machines.forget_failed(id)?;
+    if app.machines.kept_failed().await?.contains(&id) {
+        app.machines.forget_failed(id).await?;
     }
     match (record.role, record.session) {
         (VmRole::Cli, _) => app.workspaces.destroy(&record.user, id).await?,
@@ -177,10 +177,22 @@ pub(super) async fn find(app: &App, id: VmId) -> Result<VmRecord, Problem> {
     found.ok_or_else(|| Problem::new(Code::NotFound, "there is no such VM"))
 }
 
-fn dto(app: &App, vm: &VmRecord) -> Result<VmDto, HostError> {
+async fn shown(app: &App, vm: &VmRecord) -> Result<VmDto, HostError> {
+    Ok(dto(app, vm, &kept(app).await?))
+}
+
+/// Failed VMs of which files are kept. While the host is away VMs are shown without that.
+async fn kept(app: &App) -> Result<Vec<VmId>, HostError> {
+    if app.machines.ready().is_err() {
+        return Ok(Vec::new());
+    }
+    app.machines.kept_failed().await
+}
+
+fn dto(app: &App, vm: &VmRecord, kept: &[VmId]) -> VmDto {
     let time = |unix_ms: i64| rfc3339(u64::try_from(unix_ms).unwrap_or(0));
     let EgressCounts { allowed, refused, unreachable } = app.egress.counts(vm.id);
-    Ok(VmDto {
+    VmDto {
         id: vm.id.to_string(),
         kind: vm.role.word(),
         user_id: vm.user.to_string(),
@@ -190,7 +202,7 @@ fn dto(app: &App, vm: &VmRecord) -> Result<VmDto, HostError> {
         state: vm.state.word(),
         created_at: time(vm.created_unix_ms),
         destroyed_at: vm.destroyed_unix_ms.map(time),
-        files_kept: app.machines.kept_failed()?.contains(&vm.id),
+        files_kept: kept.contains(&vm.id),
         egress: EgressDto { allowed, refused, unreachable },
-    })
+    }
 }

@@ -24,6 +24,9 @@ pub(super) struct Flags {
     /// Golden images.
     #[arg(long, global = true, value_name = "DIR")]
     image_dir: Option<String>,
+    /// Socket of the host process; without one VMs are run by this process, which needs root.
+    #[arg(long, global = true, value_name = "FILE")]
+    host_socket: Option<String>,
     /// `auto`, `firecracker`, `qemu` or `container`.
     #[arg(long, global = true, value_name = "DRIVER")]
     driver: Option<String>,
@@ -60,6 +63,14 @@ pub(super) struct Flags {
 }
 
 impl Flags {
+    /// With this socket, if one is given.
+    pub(super) fn with_host_socket(mut self, socket: Option<PathBuf>) -> Self {
+        if let Some(socket) = socket {
+            self.host_socket = Some(socket.to_string_lossy().into_owned());
+        }
+        self
+    }
+
     /// File, environment and flags, checked together.
     pub(super) fn config(self) -> Result<Config, ConfigError> {
         let given = [
@@ -67,6 +78,7 @@ impl Flags {
             ("data_dir", self.data_dir),
             ("run_dir", self.run_dir),
             ("image_dir", self.image_dir),
+            ("host_socket", self.host_socket),
             ("driver", self.driver),
             ("slots", self.slots),
             ("agent_path", self.agent_path),

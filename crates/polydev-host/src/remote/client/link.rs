@@ -1,7 +1,7 @@
 //! The connection to the host process: made, kept, made again.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::OwnedFd,
     path::Path,
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     egress::{EgressHandler, EgressRefused},
     error::HostError,
-    host::{FastStart, HostStatus},
+    host::HostStatus,
 };
 
 /// How long a request waits for a host process that is being started anew.
@@ -49,8 +49,11 @@ const ASKS: usize = 1024;
 /// What all handles and agents' connectors share.
 pub(super) struct Core {
     state: watch::Sender<State>,
-    status: Mutex<HostStatus>,
+    /// Since the first welcome.
+    status: Mutex<Option<HostStatus>>,
     egress: Arc<dyn EgressHandler>,
+    /// What every host process is told, by name of the request.
+    standing: Mutex<BTreeMap<&'static str, Request>>,
 }
 
 /// How the connection is.
@@ -75,17 +78,7 @@ type Answer = (Result<Reply, HostError>, Option<OwnedFd>);
 impl Core {
     pub(super) fn new(egress: Arc<dyn EgressHandler>) -> Self {
         let (state, _) = watch::channel(State::Down { reason: "it was not connected to yet".into() });
-        let status = HostStatus {
-            warm: 0,
-            hibernated: 0,
-            driver: "none".into(),
-            shared_kernel: false,
-            image: String::new(),
-            fast_start: FastStart::None,
-            slots_used: 0,
-            slots_total: 0,
-        };
-        Self { state, status: Mutex::new(status), egress }
+        Self { state, status: Mutex::default(), egress, standing: Mutex::default() }
     }
 
     pub(super) fn egress(&self) -> Arc<dyn EgressHandler> {
@@ -93,7 +86,14 @@ impl Core {
     }
 
     pub(super) fn status(&self) -> HostStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        status.expect("handles are given out after the first welcome, which tells it")
+    }
+
+    /// Tells it to every host process that comes after this one, too.
+    pub(super) fn remember(&self, request: &Request) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.insert(request.name(), request.clone());
     }
 
     pub(super) fn ready(&self) -> Result<(), HostError> {
@@ -123,10 +123,12 @@ impl Core {
 
     pub(super) async fn superseded(&self) {
         let mut state = self.state.subscribe();
-        let taken = state.wait_for(|state| matches!(state, State::Closed { superseded: true, .. })).await;
-        if taken.is_err() {
-            std::future::pending::<()>().await;
+        let by_another = |state: &State| matches!(state, State::Closed { superseded: true, .. });
+        if state.wait_for(by_another).await.is_ok() {
+            return;
         }
+        // The sender is part of this very value.
+        std::future::pending().await
     }
 
     pub(super) async fn ask(&self, request: Request) -> Result<Reply, HostError> {
@@ -152,7 +154,7 @@ impl Core {
     }
 
     fn note(&self, status: HostStatus) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
     /// Publishes how the connection is, unless it was closed for good.
@@ -279,6 +281,15 @@ async fn converse(
     mut writing: AbortOnDropHandle<io::Result<()>>,
 ) -> Lost {
     let mut asks = JoinSet::new();
+    let standing = core.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for request in standing.into_values() {
+        let (name, link) = (request.name(), Arc::clone(link));
+        asks.spawn(async move {
+            if let Err(error) = link.ask(request).await {
+                tracing::warn!(request = name, %error, "the host process could not be told again");
+            }
+        });
+    }
     let free = Arc::new(Semaphore::new(ASKS));
     let watching = watch_status(link);
     tokio::pin!(watching);

@@ -37,7 +37,25 @@ impl Client {
                 host.create(create).await?;
                 Reply::Vm(host.hand_over(id).await?)
             }
-            Request::Adopt { id } => Reply::Vm(host.hand_over(id).await?),
+            Request::Adopt { id } => match host.hand_over(id).await {
+                Ok(facts) => Reply::Vm(facts),
+                // It may sleep; this wakes it, or says that it is gone.
+                Err(HostError::NoSuchVm(_)) => {
+                    host.adopt(id).await?;
+                    Reply::Vm(host.hand_over(id).await?)
+                }
+                Err(error) => return Err(error),
+            },
+            Request::Draw { kind, vcpus, memory_mib } => Reply::Id(host.draw(&kind, vcpus, memory_mib).await),
+            Request::Hibernate { id } => host.hibernate(id).await.map(|()| Reply::Done)?,
+            Request::Resume { id } => {
+                let memory_lost = host.resume(id).await?.memory_lost;
+                Reply::Resumed { facts: host.hand_over(id).await?, memory_lost }
+            }
+            Request::SetWarm(plan) => {
+                host.set_warm(plan);
+                Reply::Done
+            }
             Request::Destroy { id, failed: false } => host.destroy(id).await.map(|()| Reply::Done)?,
             Request::Destroy { id, failed: true } => host.destroy_failed(id).await.map(|()| Reply::Done)?,
             Request::Reclaim { wanted } => {
