@@ -20,6 +20,8 @@ mod session_events;
 mod sessions;
 mod stream;
 mod terminal;
+mod user_egress;
+mod users;
 mod vms;
 mod vnc;
 mod webrtc;
@@ -94,6 +96,9 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(terminal::terminal))
         .routes(routes!(credentials::list))
         .routes(routes!(credentials::delete))
+        .routes(routes!(users::list))
+        .routes(routes!(users::remove))
+        .routes(routes!(user_egress::get, user_egress::put, user_egress::delete))
         .routes(routes!(metrics::metrics))
 }
 

@@ -46,14 +46,14 @@ pub struct Parts {
     pub clock: Clock,
     /// Database.
     pub store: Store,
-    /// Seals credentials.
-    pub vault: Vault,
+    /// Seals credentials and upstream proxies.
+    pub vault: Arc<Vault>,
     /// Runs VMs.
     pub machines: Arc<dyn Machines>,
     /// Ways out of VMs; the machines use the same one.
     pub egress: Arc<Egress>,
     /// Tools.
-    pub providers: ProviderSet,
+    pub providers: Arc<ProviderSet>,
     /// Who may call.
     pub access: Access,
     /// Deadlines of sign-ins.
@@ -120,7 +120,6 @@ impl App {
             endpoint,
             turn,
         } = parts;
-        let (vault, providers) = (Arc::new(vault), Arc::new(providers));
         let slots = Slots::new(usize::from(config.vms.slots), config.limits.queue_max);
         let cleaner = Cleaner::new(store.clone(), Arc::clone(&machines), Arc::clone(&egress), clock);
         let places = guest_places::places(config.vms.overlay_dir.as_deref());
@@ -194,6 +193,7 @@ impl App {
         if self.machines.ready().is_ok() {
             self.recover_vms().await?;
         }
+        self.egress.open_ports().await?;
         let sessions = self.sessions.resume().await?;
         if sessions > 0 {
             tracing::info!(sessions, "sign-ins of the former run are being closed");
@@ -210,6 +210,7 @@ impl App {
         self.tasks.close();
         self.tasks.wait().await;
         self.desktops.ended().await;
+        self.egress.shut_down().await;
         self.endpoint.close().await;
         self.turn.shut_down().await;
         self.store.close().await;

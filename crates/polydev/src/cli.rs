@@ -6,6 +6,7 @@ mod host;
 mod image;
 mod settings;
 mod talk;
+mod user;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -53,6 +54,9 @@ enum Command {
     /// Sign-ins of a running controller.
     #[command(subcommand)]
     Auth(talk::AuthCommand),
+    /// Users of a running controller.
+    #[command(subcommand)]
+    User(user::UserCommand),
     /// The vault's master key.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -80,6 +84,7 @@ impl Cli {
             Command::Vm(command) => talk::vm(&self.flags.config()?, command)?,
             Command::Cred(command) => talk::cred(&self.flags.config()?, command)?,
             Command::Auth(command) => talk::auth(&self.flags.config()?, command)?,
+            Command::User(command) => user::run(&self.flags.config()?, command)?,
             Command::Key(KeyCommand::Rotate(RotateArgs {})) => rotate(&self.flags.config()?)?,
         }
         Ok(())

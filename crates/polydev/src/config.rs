@@ -4,6 +4,7 @@
 //! one go. Secrets are never values here, only paths of files that hold them.
 
 mod desktop;
+mod egress;
 mod file;
 mod host;
 mod limits;
@@ -16,6 +17,7 @@ mod vms;
 use std::{ffi::OsString, path::PathBuf};
 
 pub use desktop::DesktopConfig;
+pub use egress::{EgressConfig, PortRange, Strict};
 pub use host::HostProcessConfig;
 pub use limits::LimitsConfig;
 pub use paths::PathsConfig;
@@ -35,6 +37,8 @@ pub struct Config {
     pub host: HostProcessConfig,
     /// How VMs are made.
     pub vms: VmsConfig,
+    /// What VMs reach, and users' proxy ports.
+    pub egress: EgressConfig,
     /// How desktops are shown.
     pub desktop: DesktopConfig,
     /// STUN and TURN.
@@ -87,6 +91,7 @@ impl Config {
             turn: TurnConfig::read(&mut settings, &server),
             server,
             vms: VmsConfig::read(&mut settings),
+            egress: EgressConfig::read(&mut settings),
             limits: LimitsConfig::read(&mut settings),
         };
         let faults = settings.finish();

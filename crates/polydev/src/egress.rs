@@ -1,177 +1,338 @@
-//! What a VM may reach, and the connection there. Default deny.
+//! What users' traffic may reach and the connection there, for their VMs and at their proxy ports. Default deny.
 //!
-//! Routes name hosts that are played by a service on this machine's loopback (demo and tests). What no route names
-//! is refused, or with [`EgressPolicy::Direct`] connected to if it resolves to public addresses only: never this
-//! machine, never a private network, never a metadata service.
+//! ```text
+//!  VM ──────────▶ who is it? ─▶ policy, lists, routes ─▶ public address │ user's upstream proxy │ refused
+//!  proxy port ──▶ token?     ─┘
+//! ```
+//! A user's own policy goes before everybody's. Routes name hosts that are played by a service on this machine's
+//! loopback (demo and tests). Without a route only public addresses are connected to: never this machine, never a
+//! private network, never a metadata service. An upstream is never replaced by a direct connection. Upstreams'
+//! credentials are opened for one connection and leave this module towards the upstream alone.
 
+mod change;
+mod dial;
+mod head;
+mod metrics;
+mod policy;
+mod ports;
+mod proxy;
 mod public;
+mod request;
 mod routes;
+mod target;
+mod upstream;
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
-    path::Path,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
-use polydev_core::ids::VmId;
+use polydev_core::{
+    ids::{ProviderId, UserId, VmId},
+    provider::{ProviderSet, host_fits},
+};
 use polydev_host::{EgressHandler, EgressRefused};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
-use crate::config::EgressPolicy;
+use crate::{
+    clock::Clock,
+    config::{EgressConfig, EgressPolicy},
+    store::{
+        Store, StoreError,
+        egress::{EgressRecord, UserPolicy},
+        vms::VmRole,
+    },
+    vault::{SecretName, Vault, VaultError},
+};
 
+pub use change::{Change, ChangeError, Changed};
+pub use metrics::EgressCounts;
+pub use ports::{PortError, PortSeen};
 pub(crate) use public::is_public;
 pub use routes::{RouteError, Routes};
+pub use upstream::{Scheme, Upstream, UpstreamFault};
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
-const ADDRESSES_TRIED_MAX: usize = 4;
-/// Most VMs whose counts are kept.
-const COUNTED_VMS_MAX: usize = 1024;
+use dial::DialError;
+use policy::{Asker, Case, Reason, Verdict, Way};
+use ports::Ports;
+use target::Target;
 
-/// How often a VM was let out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EgressCounts {
-    /// Connections made.
-    pub allowed: u64,
-    /// Connections that policy forbade.
-    pub refused: u64,
-    /// Connections that were allowed and could not be made.
-    pub unreachable: u64,
+/// Most VMs that are remembered.
+const REMEMBERED_VMS_MAX: usize = 1024;
+
+/// What [`Egress`] is built from.
+pub struct Parts {
+    /// Lists and proxy ports.
+    pub settings: EgressConfig,
+    /// For users without a policy of their own.
+    pub policy: EgressPolicy,
+    /// File with routes to services of this machine.
+    pub routes: Option<PathBuf>,
+    /// Time.
+    pub clock: Clock,
+    /// Knows whose a VM is, and users' policies.
+    pub store: Store,
+    /// Opens upstreams.
+    pub vault: Arc<Vault>,
+    /// Tools and the hosts they need.
+    pub providers: Arc<ProviderSet>,
 }
 
-/// Decides about and makes the connections of all VMs.
-#[derive(Debug)]
+/// Decides about and makes the connections of all VMs and proxy ports.
 pub struct Egress {
-    routes: Routes,
+    gate: Arc<Gate>,
+    ports: Ports,
+}
+
+/// What decides and connects.
+struct Gate {
+    settings: EgressConfig,
     policy: EgressPolicy,
-    counts: Mutex<HashMap<VmId, EgressCounts>>,
+    routes: Routes,
+    clock: Clock,
+    store: Store,
+    vault: Arc<Vault>,
+    providers: Arc<ProviderSet>,
+    vms: Mutex<HashMap<VmId, Remembered>>,
+}
+
+/// A VM that wanted out.
+#[derive(Clone)]
+struct Remembered {
+    owner: Option<Owner>,
+    counts: EgressCounts,
+}
+
+/// Whose traffic it is, and what for.
+#[derive(Clone)]
+struct Owner {
+    user: UserId,
+    asker: Asker,
+    /// The tool that is signed in, in a browser VM.
+    provider: Option<ProviderId>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("the host is not one")]
+    NoHost,
+    #[error("the VM is nobody's")]
+    Stranger,
+    #[error(transparent)]
+    Policy(Reason),
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the user's policy cannot be read")]
+    Store(#[from] StoreError),
+    #[error("the user's upstream proxy cannot be opened")]
+    Sealed(#[from] VaultError),
+    #[error("the user's upstream proxy is damaged")]
+    Damaged(#[from] UpstreamFault),
 }
 
 impl Egress {
-    /// Reads the routes file, if there is one.
-    pub fn open(routes: Option<&Path>, policy: EgressPolicy) -> Result<Self, RouteError> {
-        let routes = routes.map(Routes::read).transpose()?.unwrap_or_default();
-        Ok(Self { routes, policy, counts: Mutex::default() })
+    /// Reads the routes file, if there is one. Proxy ports are opened by [`Self::open_ports`].
+    pub fn open(parts: Parts) -> Result<Self, RouteError> {
+        let Parts { settings, policy, routes, clock, store, vault, providers } = parts;
+        let routes = routes.as_deref().map(Routes::read).transpose()?.unwrap_or_default();
+        let vms = Mutex::default();
+        let gate = Arc::new(Gate { settings, policy, routes, clock, store, vault, providers, vms });
+        let ports = Ports::new(Arc::clone(&gate));
+        Ok(Self { gate, ports })
+    }
+
+    /// Opens the proxy ports of all users that have a policy. One that another program has is tried again later.
+    pub async fn open_ports(&self) -> Result<(), StoreError> {
+        for record in self.gate.store.egress_policies().await? {
+            if let Err(error) = self.ports.open(&record.user).await {
+                tracing::error!(user = %record.user, %error, "proxy port is not open");
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes all proxy ports and what goes through them.
+    pub async fn shut_down(&self) {
+        self.ports.close_all().await;
+    }
+
+    /// Address of users' proxy ports.
+    pub fn proxy_address(&self) -> IpAddr {
+        self.gate.settings.proxy_listen
+    }
+
+    /// How a user's proxy port is used; `None` if it is not to be open.
+    pub fn port_seen(&self, user: &UserId) -> Option<PortSeen> {
+        self.ports.seen(user)
+    }
+
+    /// The user's upstream proxy, if the policy says so.
+    pub fn upstream_of(&self, record: &EgressRecord) -> Result<Option<Upstream>, UpstreamUnreadable> {
+        self.gate.upstream(record).map_err(|error| {
+            tracing::error!(user = %record.user, error = &error as &dyn std::error::Error, "upstream cannot be opened");
+            UpstreamUnreadable
+        })
     }
 
     /// What a VM did so far.
     pub fn counts(&self, vm: VmId) -> EgressCounts {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).get(&vm).copied().unwrap_or_default()
+        self.gate.lock().get(&vm).map(|remembered| remembered.counts).unwrap_or_default()
     }
 
     /// Forgets a VM that is gone.
     pub fn forget(&self, vm: VmId) {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm);
-    }
-
-    async fn decide(&self, host: &str, port: u16) -> Result<TcpStream, EgressRefused> {
-        let name = host.trim_end_matches('.').to_ascii_lowercase();
-        if let Some(target) = self.routes.target(&name, port) {
-            return connect(target).await;
-        }
-        match self.policy {
-            EgressPolicy::Deny => Err(EgressRefused::Policy(format!("{name}:{port}"))),
-            EgressPolicy::Direct => direct(&name, port).await,
-        }
-    }
-
-    fn note(&self, vm: VmId, outcome: &Result<TcpStream, EgressRefused>) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= COUNTED_VMS_MAX && !counts.contains_key(&vm) {
-            return;
-        }
-        let count = counts.entry(vm).or_default();
-        match outcome {
-            Ok(_) => count.allowed += 1,
-            Err(EgressRefused::Policy(_)) => count.refused += 1,
-            Err(EgressRefused::Unreachable(_)) => count.unreachable += 1,
-        }
+        self.gate.lock().remove(&vm);
     }
 }
+
+/// A stored upstream proxy that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the stored upstream proxy cannot be opened; set it again")]
+pub struct UpstreamUnreadable;
 
 #[async_trait]
 impl EgressHandler for Egress {
     async fn connect(&self, vm: VmId, host: &str, port: u16) -> Result<TcpStream, EgressRefused> {
-        let outcome = self.decide(host, port).await;
-        self.note(vm, &outcome);
+        let outcome = self.gate.connect_vm(vm, host, port).await;
+        self.gate.note(vm, &outcome);
         match &outcome {
             Ok(_) => tracing::debug!(vm.id = %vm, host, port, "egress connected"),
+            Err(error @ (Refusal::Store(_) | Refusal::Sealed(_) | Refusal::Damaged(_))) => {
+                tracing::error!(vm.id = %vm, host, port, error = error as &dyn std::error::Error, "egress refused");
+            }
             Err(error) => tracing::info!(vm.id = %vm, host, port, %error, "egress refused"),
         }
-        outcome
+        outcome.map_err(|error| match error {
+            Refusal::Dial(error) => error.into(),
+            Refusal::Store(_) | Refusal::Sealed(_) | Refusal::Damaged(_) => {
+                EgressRefused::Unreachable(error.to_string())
+            }
+            Refusal::NoHost | Refusal::Stranger | Refusal::Policy(_) => {
+                EgressRefused::Policy(error.to_string())
+            }
+        })
     }
 }
 
-async fn direct(name: &str, port: u16) -> Result<TcpStream, EgressRefused> {
-    let lookup = timeout(RESOLVE_LIMIT, tokio::net::lookup_host((name, port))).await;
-    let found: Vec<SocketAddr> = match lookup {
-        Ok(Ok(found)) => found.collect(),
-        Ok(Err(_)) => return Err(EgressRefused::Unreachable(format!("{name} does not resolve"))),
-        Err(_) => return Err(EgressRefused::Unreachable(format!("{name} did not resolve in time"))),
-    };
-    // One private address among public ones is a sign of rebinding: refuse them all.
-    if let Some(inner) = found.iter().find(|address| !public::is_public(address.ip())) {
-        return Err(EgressRefused::Policy(format!("{name}, which is {}", inner.ip())));
+impl Gate {
+    async fn connect_vm(&self, vm: VmId, host: &str, port: u16) -> Result<TcpStream, Refusal> {
+        let target = Target::parse(host).ok_or(Refusal::NoHost)?;
+        let owner = self.owner(vm).await?.ok_or(Refusal::Stranger)?;
+        let record = self.store.egress(&owner.user).await?;
+        self.connect(&owner, record.as_ref(), &target, port).await
     }
-    let mut last = EgressRefused::Unreachable(format!("{name} has no address"));
-    for address in found.into_iter().take(ADDRESSES_TRIED_MAX) {
-        match connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
+
+    /// A connection for an owner whose policy, if there is one, is given.
+    async fn connect(
+        &self,
+        owner: &Owner,
+        record: Option<&EgressRecord>,
+        target: &Target,
+        port: u16,
+    ) -> Result<TcpStream, Refusal> {
+        match self.decide(owner, record, target, port) {
+            Verdict::Refused(reason) => Err(Refusal::Policy(reason)),
+            Verdict::Routed(to) => Ok(dial::routed(to).await?),
+            Verdict::Direct => Ok(dial::direct(target, port).await?),
+            Verdict::Upstream => {
+                let record = record.expect("only a user's own policy leads upstream");
+                let upstream = self.upstream(record)?.expect("this policy is stored with its upstream");
+                Ok(dial::through(&upstream, target, port).await?)
+            }
         }
     }
-    Err(last)
+
+    fn decide(&self, owner: &Owner, record: Option<&EgressRecord>, target: &Target, port: u16) -> Verdict {
+        let way = match (record.map(|record| record.policy), self.policy) {
+            (Some(UserPolicy::Deny), _) => Way::Deny,
+            (Some(UserPolicy::Upstream), _) => Way::Upstream,
+            (Some(UserPolicy::Direct), _) | (None, EgressPolicy::Direct) => Way::Direct,
+            (None, EgressPolicy::Deny) => Way::RoutesOnly,
+        };
+        let host = target.text();
+        policy::decide(&Case {
+            asker: owner.asker,
+            way,
+            strict: self.settings.strict,
+            port,
+            inside: target.is_inside(),
+            listed: self.is_listed(owner, &host, port),
+            route: self.routes.target(&host, port),
+        })
+    }
+
+    /// Whether the lists that apply to the owner have a host and a port.
+    fn is_listed(&self, owner: &Owner, host: &str, port: u16) -> bool {
+        let of_tool = match &owner.provider {
+            Some(id) => self.providers.get(id.as_str()).is_some_and(|tool| tool.needs_host(host, port)),
+            None => self.providers.iter().any(|tool| tool.needs_host(host, port)),
+        };
+        let web = port == 80 || port == 443;
+        of_tool || (web && self.settings.hosts.iter().any(|pattern| host_fits(pattern, host)))
+    }
+
+    fn upstream(&self, record: &EgressRecord) -> Result<Option<Upstream>, Refusal> {
+        let Some(sealed) = &record.upstream else { return Ok(None) };
+        let secret = self.vault.open_secret(&SecretName::upstream(&record.user, record.version), sealed)?;
+        let text = std::str::from_utf8(&secret).map_err(|_| UpstreamFault::Scheme)?;
+        Ok(Some(Upstream::parse(text)?))
+    }
+
+    /// Whose a VM is. `None` for one that was given to nobody yet.
+    async fn owner(&self, vm: VmId) -> Result<Option<Owner>, StoreError> {
+        if let Some(owner) = self.lock().get(&vm).and_then(|remembered| remembered.owner.clone()) {
+            return Ok(Some(owner));
+        }
+        let Some(record) = self.store.vm(vm).await? else { return Ok(None) };
+        let provider = match record.session {
+            Some(id) => self.store.session(id).await?.map(|session| session.provider),
+            None => None,
+        };
+        let asker = match record.role {
+            VmRole::Browser => Asker::BrowserVm,
+            VmRole::Cli => Asker::CliVm,
+        };
+        // A browser VM whose sign-in nobody knows is for no tool.
+        if asker == Asker::BrowserVm && provider.is_none() {
+            return Ok(None);
+        }
+        let owner = Owner { user: record.user, asker, provider };
+        if let Some(remembered) = remember(&mut self.lock(), vm) {
+            remembered.owner = Some(owner.clone());
+        }
+        Ok(Some(owner))
+    }
+
+    fn note<T>(&self, vm: VmId, outcome: &Result<T, Refusal>) {
+        let mut vms = self.lock();
+        let Some(Remembered { counts, .. }) = remember(&mut vms, vm) else { return };
+        match outcome {
+            Ok(_) => counts.allowed += 1,
+            Err(
+                Refusal::Policy(_) | Refusal::NoHost | Refusal::Stranger | Refusal::Dial(DialError::Inside),
+            ) => {
+                counts.refused += 1;
+            }
+            Err(_) => counts.unreachable += 1,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Remembered>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, EgressRefused> {
-    match timeout(CONNECT_LIMIT, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => {
-            // Without it small requests of the guest wait for acknowledgements; failing to set it costs only that.
-            let _ = stream.set_nodelay(true);
-            Ok(stream)
-        }
-        Ok(Err(error)) => Err(EgressRefused::Unreachable(format!("{address}: {error}"))),
-        Err(_) => Err(EgressRefused::Unreachable(format!("{address} did not answer in time"))),
+/// The VM's entry, unless there are too many.
+fn remember(vms: &mut HashMap<VmId, Remembered>, vm: VmId) -> Option<&mut Remembered> {
+    if vms.len() >= REMEMBERED_VMS_MAX && !vms.contains_key(&vm) {
+        return None;
     }
+    Some(vms.entry(vm).or_insert(Remembered { owner: None, counts: EgressCounts::default() }))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VM: VmId = VmId::from_uuid(uuid::Uuid::nil());
-
-    fn egress(routes: &str, policy: EgressPolicy) -> Egress {
-        Egress { routes: Routes::parse(routes).unwrap(), policy, counts: Mutex::default() }
-    }
-
-    #[tokio::test]
-    async fn a_route_leads_to_the_loopback_service_and_all_else_is_refused() {
-        let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let to = service.local_addr().unwrap();
-        let routes = format!("[[route]]\nhost = \"auth.example.test\"\nport = 443\nto = \"{to}\"\n");
-        let egress = egress(&routes, EgressPolicy::Deny);
-        egress.connect(VM, "Auth.Example.test.", 443).await.unwrap();
-        for (host, port) in [("auth.example.test", 80), ("example.test", 443), ("127.0.0.1", to.port())] {
-            let refused = egress.connect(VM, host, port).await.unwrap_err();
-            assert!(matches!(refused, EgressRefused::Policy(_)), "{host}:{port}");
-        }
-        assert_eq!(egress.counts(VM), EgressCounts { allowed: 1, refused: 3, unreachable: 0 });
-    }
-
-    #[tokio::test]
-    async fn direct_egress_never_reaches_this_machine() {
-        let service = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = service.local_addr().unwrap().port();
-        let egress = egress("", EgressPolicy::Direct);
-        for host in
-            ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "0.0.0.0", "169.254.169.254", "10.0.0.1"]
-        {
-            let refused = egress.connect(VM, host, port).await.unwrap_err();
-            assert!(matches!(refused, EgressRefused::Policy(_)), "{host}: {refused}");
-        }
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ pub mod desktop;
 pub mod egress;
 mod guest_places;
 pub mod machines;
+mod removal;
 mod serve;
 pub mod session;
 pub mod slots;

@@ -36,7 +36,7 @@ use crate::{
         turn::{Turn, TurnError},
         webrtc::{Endpoint, EndpointError},
     },
-    egress::{Egress, RouteError},
+    egress::{self, Egress, RouteError},
     machines::{Machines, Unavailable},
     store::{Store, StoreError},
     vault::{KeySource, MasterKeys, Vault, VaultError},
@@ -213,9 +213,19 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     make_private_dir(&config.paths.data_dir)?;
     let _lock = lock(&config.paths.data_dir)?;
     let providers = load_providers(&config)?;
-    let egress = Arc::new(Egress::open(config.vms.egress_routes.as_deref(), config.vms.egress)?);
-    let vault = Vault::new(MasterKeys::load(&key_source(&config))?);
+    let clock = Clock::System;
+    let (providers, vault) =
+        (Arc::new(providers), Arc::new(Vault::new(MasterKeys::load(&key_source(&config))?)));
     let store = Store::open(&config.paths.data_dir.join("polydev.db")).await?;
+    let egress = Arc::new(Egress::open(egress::Parts {
+        settings: config.egress.clone(),
+        policy: config.vms.egress,
+        routes: config.vms.egress_routes.clone(),
+        clock,
+        store: store.clone(),
+        vault: Arc::clone(&vault),
+        providers: Arc::clone(&providers),
+    })?);
     let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { listen, source })?;
     let listen = listener.local_addr()?;
     let remote = connect_host(&config, &egress).await?;
@@ -229,7 +239,6 @@ async fn serve(config: Config) -> Result<(), ServeError> {
             ServeError::Path { what: "API token", path: token.display().to_string(), source }
         })?;
     let limits = Limits { queue_ms: millis(config.limits.queue_wait), ..Limits::default() };
-    let clock = Clock::System;
     let endpoint = Endpoint::open(&config.desktop)?;
     let media = endpoint.address();
     let turn = Turn::open(&config.turn, &config.paths.data_dir, clock)?;

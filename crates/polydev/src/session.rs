@@ -202,6 +202,13 @@ impl Sessions {
         }
     }
 
+    /// A user's sign-ins that have not closed.
+    pub fn of_user(&self, user: &UserId) -> Vec<SessionId> {
+        let registry = self.lock();
+        let theirs = registry.live.iter().filter(|(_, live)| live.shown.borrow().user == *user);
+        theirs.map(|(id, _)| *id).collect()
+    }
+
     /// Sign-ins that have not ended.
     pub fn active(&self) -> usize {
         self.lock().live.values().filter(|live| !live.shown.borrow().is_final()).count()

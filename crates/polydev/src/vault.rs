@@ -18,6 +18,7 @@ mod cipher;
 mod master;
 mod rotate;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use polydev_core::ids::{CredentialId, ProviderId, UserId};
 use zeroize::Zeroizing;
 
@@ -75,18 +76,56 @@ pub struct RecordName {
     pub version: u32,
 }
 
-impl RecordName {
+/// Which secret of a user, other than a credential, a sealed form belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretName {
+    /// What it is for.
+    pub purpose: &'static str,
+    /// Whose.
+    pub user: UserId,
+    /// Which version of it.
+    pub version: u32,
+}
+
+/// What a sealed form is bound to.
+trait Name {
     /// Unambiguous bytes: every text carries its length.
+    fn additional_data(&self, header: &[u8]) -> Vec<u8>;
+}
+
+impl Name for SecretName {
+    fn additional_data(&self, header: &[u8]) -> Vec<u8> {
+        // No text is that long, so that this is never the name of a credential.
+        let mut out = [header, &u32::MAX.to_be_bytes()].concat();
+        for text in [self.purpose, self.user.as_str()] {
+            put_text(&mut out, text);
+        }
+        out.extend_from_slice(&self.version.to_be_bytes());
+        out
+    }
+}
+
+impl Name for RecordName {
     fn additional_data(&self, header: &[u8]) -> Vec<u8> {
         let mut out = header.to_vec();
         for text in [self.user.as_str(), self.provider.as_str()] {
-            out.extend_from_slice(&u32::try_from(text.len()).expect("ids are short").to_be_bytes());
-            out.extend_from_slice(text.as_bytes());
+            put_text(&mut out, text);
         }
         out.extend_from_slice(self.id.as_uuid().as_bytes());
         out.extend_from_slice(&self.version.to_be_bytes());
         out
     }
+}
+
+/// 256 random bits as a text, for what only its holder is to know.
+pub(crate) fn random_token() -> Result<Zeroizing<String>, VaultError> {
+    let key = Key::random()?;
+    Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(key.bytes())))
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&u32::try_from(text.len()).expect("ids are short").to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// Seals and opens records.
@@ -111,8 +150,27 @@ impl Vault {
         Bundle::decode(&self.open_bytes(name, sealed)?)
     }
 
+    /// Seals a secret for exactly this name.
+    pub fn seal_secret(&self, name: &SecretName, secret: &[u8]) -> Result<Vec<u8>, VaultError> {
+        self.seal_bytes(name, secret)
+    }
+
+    /// Opens what [`Self::seal_secret`] made for the same name.
+    pub fn open_secret(&self, name: &SecretName, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        self.open_bytes(name, sealed)
+    }
+
     /// The same record under the newest master key; `None` when it is already.
     pub fn rewrap(&self, name: &RecordName, sealed: &[u8]) -> Result<Option<Vec<u8>>, VaultError> {
+        self.rewrap_bytes(name, sealed)
+    }
+
+    /// The same secret under the newest master key; `None` when it is already.
+    pub fn rewrap_secret(&self, name: &SecretName, sealed: &[u8]) -> Result<Option<Vec<u8>>, VaultError> {
+        self.rewrap_bytes(name, sealed)
+    }
+
+    fn rewrap_bytes(&self, name: &impl Name, sealed: &[u8]) -> Result<Option<Vec<u8>>, VaultError> {
         let parts = Parts::of(sealed)?;
         if parts.key_id == self.keys.current().id() {
             return Ok(None);
@@ -122,7 +180,7 @@ impl Vault {
         self.seal_bytes(name, &plaintext).map(Some)
     }
 
-    fn seal_bytes(&self, name: &RecordName, plaintext: &[u8]) -> Result<Vec<u8>, VaultError> {
+    fn seal_bytes(&self, name: &impl Name, plaintext: &[u8]) -> Result<Vec<u8>, VaultError> {
         let master = self.keys.current();
         let mut out = Vec::with_capacity(LEN_MIN + plaintext.len());
         out.extend_from_slice(&MAGIC);
@@ -134,7 +192,7 @@ impl Vault {
         Ok(out)
     }
 
-    fn open_bytes(&self, name: &RecordName, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    fn open_bytes(&self, name: &impl Name, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let parts = Parts::of(sealed)?;
         let master =
             self.keys.find(parts.key_id).ok_or_else(|| VaultError::KeyMissing(parts.key_id.to_string()))?;

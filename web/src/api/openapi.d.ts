@@ -268,6 +268,62 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/users": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Lists everybody for whom something is kept. */
+        get: operations["list"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/users/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Removes a user: calls sign-ins off and removes CLI VM, disk, credentials, egress policy and proxy port. The
+         *     vendors' tokens are not revoked. Asked again, it does nothing.
+         */
+        delete: operations["remove"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/users/{id}/egress": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How a user's traffic leaves. */
+        get: operations["get"];
+        /** Decides how a user's traffic leaves, from the next connection on. The first time the user gets a proxy port. */
+        put: operations["put"];
+        post?: never;
+        /** Takes a user's policy back: everybody's holds again. The proxy port is closed but stays the user's. */
+        delete: operations["delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/vms": {
         parameters: {
             query?: never;
@@ -517,6 +573,18 @@ export interface components {
             /** @description The page. */
             url: string;
         };
+        /** @description What is to be decided. */
+        EgressChange: {
+            /** @description Makes a new token for the proxy port. */
+            newProxyToken?: boolean;
+            /** @description `deny`, `direct` or `upstream`. */
+            policy: string;
+            /**
+             * @description With `upstream`: `http://user:password@host:port` or `socks5://user:password@host:port`, percent-encoded.
+             *     Without it the one that is stored stays.
+             */
+            upstream?: string | null;
+        };
         /** @description Connections that a VM tried since it was made or taken over. */
         EgressDto: {
             /** Format: int64 */
@@ -723,6 +791,36 @@ export interface components {
         ProviderList: {
             providers: components["schemas"]["ProviderDto"][];
         };
+        /** @description The user's proxy port: an HTTP proxy for programs on this machine. Counts are since it was opened. */
+        ProxyDto: {
+            /** @description Connections carried now. */
+            active: number;
+            /**
+             * Format: int64
+             * @description Bytes from targets.
+             */
+            bytesIn: number;
+            /**
+             * Format: int64
+             * @description Bytes towards targets.
+             */
+            bytesOut: number;
+            /**
+             * Format: int64
+             * @description Connections made.
+             */
+            connected: number;
+            host: string;
+            /** @description It is open. If not, another program has the port; it is tried again. */
+            listening: boolean;
+            /** Format: int32 */
+            port: number;
+            /**
+             * Format: int64
+             * @description Requests refused.
+             */
+            refused: number;
+        };
         /** @description What became of a sign-in. */
         Receipt: {
             /** @description The browser VM and all it had are gone. */
@@ -854,6 +952,67 @@ export interface components {
              *     `credential_seen`, `sealed`, `transferred` or `closed`.
              */
             step: string;
+        };
+        /** @description An upstream proxy without its credentials. */
+        UpstreamDto: {
+            /** @description It is told a user name and a password. */
+            hasCredentials: boolean;
+            host: string;
+            /** Format: int32 */
+            port: number;
+            /** @description `http` or `socks5`. */
+            scheme: string;
+        };
+        /**
+         * User
+         * @description A user.
+         */
+        UserDto: {
+            createdAt: string;
+            /**
+             * Format: int64
+             * @description How many are stored.
+             */
+            credentials: number;
+            /** @description `default`, `deny`, `direct` or `upstream`. */
+            egress: string;
+            id: string;
+            /**
+             * Format: int32
+             * @description Stays the user's until the user is removed.
+             */
+            proxyPort?: number | null;
+            /**
+             * Format: int64
+             * @description How many are not gone.
+             */
+            vms: number;
+        };
+        /**
+         * UserEgress
+         * @description How a user's traffic leaves.
+         */
+        UserEgressDto: {
+            /** @description What holds: `deny`, `direct` or `upstream`. */
+            effective: string;
+            /** @description `default` (everybody's holds), `deny`, `direct` or `upstream`. */
+            policy: string;
+            proxy?: components["schemas"]["ProxyDto"] | null;
+            /** @description Password for the proxy port, with any user name. Given when it is made, and never again. */
+            proxyToken?: string | null;
+            updatedAt?: string | null;
+            upstream?: components["schemas"]["UpstreamDto"] | null;
+            userId: string;
+        };
+        /** @description Users. */
+        UserList: {
+            users: components["schemas"]["UserDto"][];
+        };
+        /** @description The user is gone. */
+        UserRemoved: {
+            /** @description Something was known of the user. */
+            existed: boolean;
+            success: boolean;
         };
         /** @description The VM is gone. */
         VmDestroyed: {
@@ -1376,6 +1535,153 @@ export interface operations {
             };
             /** @description Too many watch */
             429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserList"];
+                };
+            };
+        };
+    };
+    remove: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserRemoved"];
+                };
+            };
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserEgressDto"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EgressChange"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserEgressDto"];
+                };
+            };
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserEgressDto"];
+                };
+            };
+            400: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -34,6 +34,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Pro
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         registry.register(name, help, gauge);
     }
+    app.egress.register_metrics(&mut registry);
     app.desktops.metrics().register(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|error| {

@@ -11,7 +11,15 @@ use polydev_host::{AgentError, HostError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{desktop::JoinError, slots::SlotsExhausted, store::StoreError, workspaces::WorkspaceError};
+use crate::{
+    cleaner::CleanError,
+    desktop::JoinError,
+    egress::{ChangeError, PortError, UpstreamFault},
+    removal::RemoveError,
+    slots::SlotsExhausted,
+    store::StoreError,
+    workspaces::WorkspaceError,
+};
 
 /// Media type of RFC 9457.
 const MEDIA_TYPE: &str = "application/problem+json";
@@ -104,6 +112,12 @@ codes! {
     CodecMissing = "codec_missing", UNPROCESSABLE_ENTITY, "The page cannot show the picture this way";
     /// The viewer is too long gone, or the token is another's.
     ViewerUnknown = "viewer_unknown", GONE, "The viewer cannot be resumed";
+    /// An upstream proxy's address that is none, or that does not fit the policy.
+    InvalidUpstream = "invalid_upstream", UNPROCESSABLE_ENTITY, "The upstream proxy cannot be used";
+    /// All proxy ports are taken or rest.
+    ProxyPortsExhausted = "proxy_ports_exhausted", SERVICE_UNAVAILABLE, "All proxy ports are in use";
+    /// Another program has the user's proxy port.
+    ProxyPortBusy = "proxy_port_busy", SERVICE_UNAVAILABLE, "The user's proxy port is in use";
     /// All slots are in use.
     SlotsExhausted = "slots_exhausted", SERVICE_UNAVAILABLE, "All machines are in use";
     /// No golden image.
@@ -158,7 +172,7 @@ impl Problem {
     }
 
     /// Logs a fault that a person has to look at and tells the caller only that there is one.
-    fn internal(error: &dyn std::error::Error) -> Self {
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, "request failed");
         Self::new(Code::Internal, "the service's log says more")
     }
@@ -300,6 +314,40 @@ impl From<WorkspaceError> for Problem {
             WorkspaceError::Agent(error) => error.into(),
             WorkspaceError::Vault(error) => Self::internal(&error),
             WorkspaceError::SlotTimeout { total } => SlotsExhausted { total, queue_position: 1 }.into(),
+        }
+    }
+}
+
+impl From<UpstreamFault> for Problem {
+    fn from(fault: UpstreamFault) -> Self {
+        Self::new(Code::InvalidUpstream, fault.to_string())
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        let code = match error {
+            ChangeError::UpstreamMissing | ChangeError::UpstreamUnwanted | ChangeError::UpstreamIsOwn => {
+                Code::InvalidUpstream
+            }
+            ChangeError::Overtaken => Code::Conflict,
+            ChangeError::Port(PortError::Exhausted { .. }) => Code::ProxyPortsExhausted,
+            ChangeError::Port(PortError::Listen { .. }) => Code::ProxyPortBusy,
+            ChangeError::Port(PortError::Ended) => Code::ShuttingDown,
+            ChangeError::Port(PortError::Store(error)) | ChangeError::Store(error) => return error.into(),
+            ChangeError::Vault(error) => return Self::internal(&error),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<RemoveError> for Problem {
+    fn from(error: RemoveError) -> Self {
+        match error {
+            RemoveError::Busy => Self::new(Code::Conflict, error.to_string()),
+            RemoveError::Workspace(error) => error.into(),
+            RemoveError::Clean(CleanError::Host(error)) | RemoveError::Host(error) => error.into(),
+            RemoveError::Clean(CleanError::Store(error)) | RemoveError::Store(error) => error.into(),
         }
     }
 }

@@ -81,6 +81,12 @@ impl Client {
         self.json(request.send_json(body))
     }
 
+    pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let url = format!("{}{path}", self.base_url);
+        let request = self.agent.put(&url).header("authorization", &self.token);
+        self.json(request.send_json(body))
+    }
+
     pub(super) fn delete(&self, path: &str) -> Result<Value, ClientError> {
         let url = format!("{}{path}", self.base_url);
         let request = self.agent.delete(&url).header("authorization", &self.token);

@@ -115,7 +115,7 @@ pub(super) fn auth(config: &Config, command: AuthCommand) -> Result<(), ClientEr
     Ok(())
 }
 
-fn table(rows: &Value, columns: &[&str]) {
+pub(super) fn table(rows: &Value, columns: &[&str]) {
     println!("{}", columns.join("\t"));
     for row in rows.as_array().into_iter().flatten() {
         let cell = |column: &&str| match &row[*column] {

@@ -60,6 +60,22 @@ fn a_record_opens_only_under_its_own_name() {
 }
 
 #[test]
+fn a_secret_opens_only_under_its_own_name_and_is_brought_under_a_new_key() {
+    let name = |user: &str, version| SecretName::upstream(&user.parse().unwrap(), version);
+    let sealed = vault().seal_secret(&name("alice", 3), b"FAKE-password").unwrap();
+    assert_eq!(*vault().open_secret(&name("alice", 3), &sealed).unwrap(), b"FAKE-password");
+    assert!(!sealed.windows(13).any(|part| part == b"FAKE-password"));
+    for other in [name("bob", 3), name("alice", 4), SecretName { purpose: "other", ..name("alice", 3) }] {
+        assert!(matches!(vault().open_secret(&other, &sealed), Err(VaultError::Integrity)));
+    }
+    let changed = Vault::new(MasterKeys::from_bytes([9; 32], &[KEY]));
+    let resealed = changed.rewrap_secret(&name("alice", 3), &sealed).unwrap().unwrap();
+    let new_only = Vault::new(MasterKeys::from_bytes([9; 32], &[]));
+    assert_eq!(*new_only.open_secret(&name("alice", 3), &resealed).unwrap(), b"FAKE-password");
+    assert!(new_only.open(&self::name(), &sealed).is_err());
+}
+
+#[test]
 fn another_master_key_is_named_as_the_reason() {
     let sealed = vault().seal(&name(), &bundle(b"FAKE-token")).unwrap();
     let other = Vault::new(MasterKeys::from_bytes([8; 32], &[]));

@@ -12,9 +12,9 @@ use polydev::{
     api::{self, access::Access},
     app::{App, Parts},
     clock::Clock,
-    config::{Config, EgressPolicy},
+    config::Config,
     desktop::{turn::Turn, webrtc::Endpoint},
-    egress::Egress,
+    egress::{self, Egress},
     machines::{Machines, Unavailable},
     store::Store,
     vault::{KeySource, MasterKeys, Vault},
@@ -286,6 +286,8 @@ impl TestApp {
     pub(crate) async fn crash(self) -> Builder {
         let Self { app, driver, dir, slots, .. } = self;
         app.sessions.abandon();
+        // The kernel closes the ports of a process that is no more.
+        app.egress.shut_down().await;
         app.store.close().await;
         drop(app);
         Builder {
@@ -335,7 +337,20 @@ impl Builder {
         let config = Config::load(None, [], own.into_iter().chain(flags)).unwrap();
         let endpoint = Endpoint::open(&config.desktop).unwrap();
         let turn = Turn::open(&config.turn, dir.path(), Clock::System).unwrap();
-        let egress = Arc::new(Egress::open(None, EgressPolicy::Deny).unwrap());
+        let store = Store::open(&place("polydev.db")).await.unwrap();
+        let keys = MasterKeys::load(&KeySource::Own(place("master.key"))).unwrap();
+        let vault = Arc::new(Vault::new(keys));
+        let providers = Arc::new(ProviderSet::load(&[("probe.toml", PROVIDER)]).unwrap());
+        let egress = egress::Parts {
+            settings: config.egress.clone(),
+            policy: config.vms.egress,
+            routes: config.vms.egress_routes.clone(),
+            clock: Clock::System,
+            store: store.clone(),
+            vault: Arc::clone(&vault),
+            providers: Arc::clone(&providers),
+        };
+        let egress = Arc::new(Egress::open(egress).unwrap());
         let host = HostConfig {
             driver: Default::default(),
             data_dir: place("host"),
@@ -365,11 +380,11 @@ impl Builder {
             config,
             listen,
             clock: Clock::System,
-            store: Store::open(&place("polydev.db")).await.unwrap(),
-            vault: Vault::new(MasterKeys::load(&KeySource::Own(place("master.key"))).unwrap()),
+            store,
+            vault,
             machines,
             egress,
-            providers: ProviderSet::load(&[("probe.toml", PROVIDER)]).unwrap(),
+            providers,
             access,
             limits,
             endpoint,

@@ -1,0 +1,221 @@
+//! Requests at a user's proxy port: what is asked for, and the head as it goes on.
+
+use axum::http::{Method, Uri};
+use zeroize::Zeroizing;
+
+use super::{
+    target::Target,
+    upstream::{Scheme, Upstream},
+};
+
+const HEADERS_MAX: usize = 100;
+const HTTP_PORT: u16 = 80;
+/// Fields between two neighbours (RFC 9110 section 7.6.1), the login at this port among them.
+const NEIGHBOURS: [&str; 8] = [
+    "connection",
+    "proxy-connection",
+    "keep-alive",
+    "te",
+    "upgrade",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "host",
+];
+
+/// A request.
+pub(super) struct Asked {
+    /// `Proxy-Authorization` as it came.
+    pub(super) login: Option<Zeroizing<String>>,
+    pub(super) target: Target,
+    pub(super) port: u16,
+    pub(super) what: What,
+}
+
+/// What is to be done at the target.
+pub(super) enum What {
+    /// Bytes are carried.
+    Tunnel,
+    /// One plain request.
+    Forward(Forward),
+}
+
+/// A plain request without the fields that are nobody else's business.
+pub(super) struct Forward {
+    method: String,
+    /// As the client wrote it, without credentials.
+    host: String,
+    path: String,
+    fields: Zeroizing<Vec<u8>>,
+    pub(super) body_bytes: u64,
+}
+
+/// Why a request is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadRequest {
+    #[error("this is no request to an HTTP proxy")]
+    Form,
+    #[error("the host is not one")]
+    Host,
+    #[error("a plain request needs a body of known length")]
+    Length,
+}
+
+impl Asked {
+    pub(super) fn read(head: &[u8]) -> Result<Self, BadRequest> {
+        let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut fields);
+        request.parse(head).map_err(|_| BadRequest::Form)?;
+        let (method, place) = request.method.zip(request.path).ok_or(BadRequest::Form)?;
+        let login = one(request.headers, "proxy-authorization")?;
+        let login = login.map(|text| Zeroizing::new(text.to_owned()));
+        let uri: Uri = place.parse().map_err(|_| BadRequest::Form)?;
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
+        let authority = authority.ok_or(BadRequest::Form)?;
+        let target = Target::parse(authority.host()).ok_or(BadRequest::Host)?;
+        if method == Method::CONNECT.as_str() {
+            let port = authority.port_u16().filter(|port| *port != 0 && uri.path_and_query().is_none());
+            return Ok(Self { login, target, port: port.ok_or(BadRequest::Form)?, what: What::Tunnel });
+        }
+        if uri.scheme_str() != Some("http") {
+            return Err(BadRequest::Form);
+        }
+        let port = authority.port_u16().unwrap_or(HTTP_PORT);
+        if port == 0 {
+            return Err(BadRequest::Host);
+        }
+        if one(request.headers, "transfer-encoding")?.is_some() {
+            return Err(BadRequest::Length);
+        }
+        let body_bytes = match one(request.headers, "content-length")? {
+            Some(text) if text.bytes().all(|b| b.is_ascii_digit()) => {
+                text.parse().map_err(|_| BadRequest::Length)?
+            }
+            Some(_) => return Err(BadRequest::Length),
+            None => 0,
+        };
+        let forward = Forward {
+            method: method.to_owned(),
+            host: authority.as_str().to_owned(),
+            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+            fields: passed_on(request.headers),
+            body_bytes,
+        };
+        Ok(Self { login, target, port, what: What::Forward(forward) })
+    }
+}
+
+impl Forward {
+    /// The head as the server gets it, or as an upstream of this kind gets it, with its login.
+    pub(super) fn head(&self, upstream: Option<&Upstream>) -> Zeroizing<Vec<u8>> {
+        let http_proxy = upstream.filter(|upstream| upstream.scheme == Scheme::Http);
+        let login = http_proxy.and_then(|upstream| upstream.login.as_ref()).map(|login| login.basic());
+        let mut out = Zeroizing::new(Vec::with_capacity(self.fields.len() + 4096));
+        let mut put = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        put(&[&self.method, " "]);
+        if http_proxy.is_some() {
+            put(&["http://", &self.host]);
+        }
+        put(&[&self.path, " HTTP/1.1\r\nHost: ", &self.host, "\r\nConnection: close\r\n"]);
+        if let Some(login) = &login {
+            put(&["Proxy-Authorization: ", login, "\r\n"]);
+        }
+        out.extend_from_slice(&self.fields);
+        out.extend_from_slice(b"\r\n");
+        out
+    }
+}
+
+/// The value of a field that may be there once.
+fn one<'a>(fields: &[httparse::Header<'a>], name: &str) -> Result<Option<&'a str>, BadRequest> {
+    let mut values = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+    let Some(field) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(BadRequest::Form);
+    }
+    std::str::from_utf8(field.value).map(Some).map_err(|_| BadRequest::Form)
+}
+
+/// Fields for the server: neither those between neighbours nor those that `Connection` names.
+fn passed_on(fields: &[httparse::Header<'_>]) -> Zeroizing<Vec<u8>> {
+    let connection = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
+    let named: Vec<&str> = connection
+        .filter_map(|field| std::str::from_utf8(field.value).ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let neighbours =
+        |name: &str| NEIGHBOURS.iter().chain(&named).any(|other| name.eq_ignore_ascii_case(other));
+    let room = fields.iter().map(|field| field.name.len() + field.value.len() + 4).sum();
+    let mut out = Zeroizing::new(Vec::with_capacity(room));
+    // Whoever names the length of its body a neighbour's matter would have it read in two ways.
+    for field in fields
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("content-length") || !neighbours(field.name))
+    {
+        for part in [field.name.as_bytes(), b": ", field.value, b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forwarded(head: &str, upstream: Option<&str>) -> String {
+        let What::Forward(forward) = Asked::read(head.as_bytes()).unwrap().what else { panic!("a tunnel") };
+        let upstream = upstream.map(|text| Upstream::parse(text).unwrap());
+        String::from_utf8(forward.head(upstream.as_ref()).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_tunnel_names_host_and_port_and_nothing_else() {
+        let asked = Asked::read(
+            b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test\r\nProxy-Authorization: Basic eA==\r\n\r\n",
+        )
+        .unwrap();
+        assert_eq!(asked.target.authority(asked.port), "a.test:443");
+        assert_eq!(asked.login.unwrap().as_str(), "Basic eA==");
+        for bad in [
+            "CONNECT a.test",
+            "CONNECT a.test:0",
+            "CONNECT x@a.test:1",
+            "CONNECT http://a.test:1/",
+            "GET /",
+            "GET https://a.test/",
+            "GET *",
+        ] {
+            let head = format!("{bad} HTTP/1.1\r\n\r\n");
+            assert!(Asked::read(head.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_plain_request_goes_on_without_what_is_between_neighbours() {
+        let head = "POST http://a.test:8080/x?y=1 HTTP/1.1\r\nHost: other.test\r\nProxy-Authorization: Basic FAKE\r\n\
+                    Connection: keep-alive, X-Own\r\nX-Own: 1\r\nContent-Length: 3\r\nAccept: */*\r\n\r\n";
+        let sent = forwarded(head, None);
+        assert_eq!(
+            sent,
+            "POST /x?y=1 HTTP/1.1\r\nHost: a.test:8080\r\nConnection: close\r\nContent-Length: 3\r\nAccept: */*\r\n\r\n"
+        );
+        let sent = forwarded(head, Some("http://u:p@proxy.test:1"));
+        assert!(sent.starts_with("POST http://a.test:8080/x?y=1 HTTP/1.1\r\n"), "{sent}");
+        assert!(sent.contains("Proxy-Authorization: Basic dTpw\r\n") && !sent.contains("FAKE"), "{sent}");
+        let sent = forwarded(head, Some("socks5://u:p@proxy.test:1"));
+        assert!(sent.starts_with("POST /x?y=1 ") && !sent.contains("Authorization"), "{sent}");
+    }
+
+    #[test]
+    fn a_body_has_one_length() {
+        let refused = |fields: &str| {
+            let head = format!("POST http://a.test/ HTTP/1.1\r\n{fields}\r\n\r\n");
+            Asked::read(head.as_bytes()).err()
+        };
+        assert_eq!(refused("Transfer-Encoding: chunked"), Some(BadRequest::Length));
+        assert_eq!(refused("Content-Length: +3"), Some(BadRequest::Length));
+        assert_eq!(refused("Content-Length: 3\r\nContent-Length: 4"), Some(BadRequest::Form));
+        assert_eq!(refused("Connection: content-length\r\nContent-Length: 3"), None);
+    }
+}
