@@ -148,6 +148,7 @@ impl App {
             desktop_px: config.vms.desktop_px,
             limits,
             base_url: access.base_url(),
+            figures: session::Figures::default(),
         });
         turn.relay_to_endpoint(endpoint.announced());
         let limiter = RateLimiter::new(config.limits.clone());

@@ -3,6 +3,7 @@
 
 mod agent_events;
 mod driver;
+mod figures;
 mod shown;
 mod work;
 
@@ -35,6 +36,7 @@ use crate::{
 
 pub use driver::{Command, CommandRefused};
 use driver::{Driver, Message};
+pub use figures::Figures;
 use shown::Kept;
 pub use shown::{DeviceCode, SessionDto, SessionErrorDto, Shown, StepDto};
 
@@ -71,6 +73,8 @@ pub struct Parts {
     pub limits: Limits,
     /// `http://host:port` of the page.
     pub base_url: String,
+    /// How long sign-ins took.
+    pub figures: Figures,
 }
 
 /// All sign-ins; clones share them.
@@ -131,6 +135,11 @@ pub struct Started {
 }
 
 impl Sessions {
+    /// How long sign-ins took so far.
+    pub(crate) fn figures(&self) -> &Figures {
+        &self.parts.figures
+    }
+
     /// No sign-in is under way yet.
     pub fn new(parts: Parts) -> Self {
         Self {

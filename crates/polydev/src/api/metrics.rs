@@ -1,5 +1,7 @@
 //! Figures for Prometheus. Read with the API token like everything else: how many watch and when is nobody's business.
 
+mod host;
+
 use std::sync::Arc;
 
 use axum::{
@@ -36,6 +38,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Pro
     }
     app.egress.register_metrics(&mut registry);
     app.desktops.metrics().register(&mut registry);
+    app.sessions.figures().register(&mut registry);
+    registry.register_collector(Box::new(host::Shown(app.machines.figures().await)));
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|error| {
         tracing::error!(%error, "figures could not be written");

@@ -182,8 +182,9 @@ impl Driver {
         if let Some(listening) = self.listening.take() {
             listening.abort();
         }
-        let state = self.machine().state().as_str();
-        tracing::info!(session.id = %self.now.id, state, "sign-in closed");
+        let view = self.machine().view();
+        self.parts.figures.closed(self.machine().started_ms(), &view);
+        tracing::info!(session.id = %self.now.id, state = view.state.as_str(), "sign-in closed");
     }
 
     async fn take(&mut self, message: Message) {
