@@ -75,6 +75,17 @@ pub(crate) fn guest() -> Result<Guest> {
     })
 }
 
+/// Runs the chaos suite: this program once more, built with the host in it, which nothing else here needs.
+#[cfg(not(feature = "chaos"))]
+pub(crate) fn with_chaos(arguments: &[String]) -> Result<()> {
+    let mut chaos = cargo();
+    chaos
+        .args(["run", "--quiet", "--package", "xtask", "--features", "chaos", "--", "chaos"])
+        .args(arguments);
+    chaos.current_dir(std::env::current_dir().context("look up the working directory")?);
+    crate::run::run(&mut chaos)
+}
+
 /// Where the guest programs are built, and where they then lie.
 pub(crate) fn guest_dir() -> PathBuf {
     repo::target_dir().join("guest")

@@ -1,6 +1,8 @@
 //! `cargo xtask`: builds, checks, runs and measures polydev. `make up` and `make test` are thin wrappers around it.
 
 mod bench;
+#[cfg(feature = "chaos")]
+mod chaos;
 mod compile;
 mod http;
 mod leaks;
@@ -32,6 +34,8 @@ usage: cargo xtask COMMAND
   guest                    builds the two static guest programs
   image                    builds the golden image if it is not there
   bench NAME [--json FILE] measures; NAME is one of: start, desktop
+  chaos --driver D [--kills N] [--seed S] [--json FILE]
+                           kills the manager of VMs again and again; D is one of: fake, container, qemu, firecracker
   relay --to ADDRESS ...   a bad network for UDP: delays, drops, limits
 ";
 
@@ -62,6 +66,14 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ("guest", []) => compile::guest().map(drop),
         ("image", []) => compile::image(compile::Profile::Release).map(drop),
         ("bench", [name, rest @ ..]) => bench::bench(name, rest),
+        #[cfg(feature = "chaos")]
+        ("chaos", arguments) => chaos::chaos(arguments),
+        #[cfg(feature = "chaos")]
+        ("chaos-manager", arguments) => chaos::manage(arguments),
+        #[cfg(feature = "chaos")]
+        ("chaos-guest", arguments) => chaos::guest(arguments),
+        #[cfg(not(feature = "chaos"))]
+        ("chaos", arguments) => compile::with_chaos(arguments),
         ("relay", arguments) => relay::relay(arguments),
         ("help" | "--help" | "-h", _) => {
             print!("{USAGE}");

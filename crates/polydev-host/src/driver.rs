@@ -1,5 +1,7 @@
 //! How VMs are run. One small trait; the real drivers and the fake pass one contract suite (`tests/contract.rs`).
 
+#[cfg(feature = "chaos")]
+pub mod chaos;
 pub(crate) mod container;
 #[cfg(feature = "fake")]
 pub mod fake;

@@ -2,6 +2,7 @@
 
 mod admission;
 mod agent_logs;
+mod drain;
 mod failed;
 pub(crate) mod handover;
 mod hibernate;
@@ -184,6 +185,8 @@ struct Inner {
     pool: pool::Pool,
     usage: Usage,
     phases: Phases,
+    /// No new VMs: this process is about to end.
+    draining: std::sync::atomic::AtomicBool,
 }
 
 /// What one VM's steps run under: at most one of them at a time.
@@ -245,6 +248,7 @@ impl Host {
             pool: pool::Pool::found(warm),
             usage: Usage::default(),
             phases: Phases::default(),
+            draining: Default::default(),
         });
         let sampling = usage::keep(&inner, |inner: &Inner| (&inner.usage, &inner.places, &inner.records));
         let tasks = [tend_logs(Arc::clone(&inner)), pool::keep(Arc::clone(&inner)), sampling];

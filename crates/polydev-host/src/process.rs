@@ -166,13 +166,25 @@ impl ProcessId {
 
     /// Kills it and does not wait for its end.
     pub(crate) fn send_kill(self) -> io::Result<()> {
+        self.send(Signal::KILL)
+    }
+
+    /// Whether it was stopped by a signal.
+    #[cfg(feature = "chaos")]
+    pub(crate) fn is_stopped(self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T')) && self.alive()
+    }
+
+    /// Sends it a signal. Nothing happens if it has ended.
+    pub(crate) fn send(self, signal: Signal) -> io::Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         let Ok(handle) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
-        // The handle may be that of a successor: only what is still the same process is killed.
+        // The handle may be that of a successor: only what is still the same process gets it.
         if !self.alive() {
             return Ok(());
         }
-        match pidfd_send_signal(&handle, Signal::KILL) {
+        match pidfd_send_signal(&handle, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }

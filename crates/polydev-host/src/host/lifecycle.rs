@@ -42,6 +42,7 @@ impl Inner {
     pub(super) async fn create(&self, create: CreateVm) -> Result<Vm, HostError> {
         let began = Instant::now();
         let id = create.id;
+        self.must_take_vms()?;
         if let Some(vm) = self.claim(&create).await? {
             return Ok(vm);
         }

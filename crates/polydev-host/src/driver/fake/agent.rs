@@ -34,6 +34,12 @@ type Wanted = oneshot::Sender<yamux::Stream>;
 /// One fake agent.
 pub struct FakeAgent {
     files: Files,
+    /// Where the files are kept beyond this process, if anywhere.
+    #[cfg(feature = "chaos")]
+    store: Option<std::path::PathBuf>,
+    /// Its process ends with it.
+    #[cfg(feature = "chaos")]
+    alone: bool,
     requests: Mutex<Vec<Request>>,
     events: broadcast::Sender<AgentEvent>,
     opens: Mutex<Option<mpsc::Sender<Wanted>>>,
@@ -50,6 +56,10 @@ impl FakeAgent {
         let (drop_connection, _) = broadcast::channel(1);
         Self {
             files,
+            #[cfg(feature = "chaos")]
+            store: None,
+            #[cfg(feature = "chaos")]
+            alone: false,
             requests: Mutex::default(),
             events,
             opens: Mutex::default(),
@@ -58,6 +68,17 @@ impl FakeAgent {
             paints,
             painted: AtomicBool::new(false),
         }
+    }
+
+    /// One that is a process of its own.
+    #[cfg(feature = "chaos")]
+    pub(crate) fn alone(files: Files, store: Option<std::path::PathBuf>) -> Self {
+        Self { store, alone: true, ..Self::new(files, true) }
+    }
+
+    #[cfg(feature = "chaos")]
+    fn is_powered_off(&self) -> bool {
+        self.alone && lock(&self.requests).last() == Some(&Request::PowerOff)
     }
 
     /// What it was asked so far.
@@ -94,7 +115,7 @@ impl FakeAgent {
     }
 
     /// Serves one host after the other; the newest wins.
-    pub(super) async fn serve(self: Arc<Self>, listener: UnixListener) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
         let mut current = JoinSet::new();
         while let Ok((host, _)) = listener.accept().await {
             current.abort_all();
@@ -193,6 +214,10 @@ impl FakeAgent {
                 };
                 writer.write_all(&frame::encode(&message).map_err(io::Error::other)?).await?;
                 writer.flush().await?;
+                #[cfg(feature = "chaos")]
+                if self.is_powered_off() {
+                    std::process::exit(0);
+                }
             }
         };
         tokio::select! {
@@ -229,12 +254,16 @@ impl FakeAgent {
                 Ok(Reply::Done)
             }
             Request::PutFiles { files } => {
-                let mut all = lock(&self.files);
                 for file in files {
-                    all.insert(
+                    lock(&self.files).insert(
                         file.path.clone(),
                         FileRead { path: file.path, mode: file.mode, data: file.data },
                     );
+                }
+                #[cfg(feature = "chaos")]
+                if let Some(path) = &self.store {
+                    crate::driver::chaos::store(path, &self.files)
+                        .map_err(|error| Refusal { code: ErrorCode::Os, message: error.to_string() })?;
                 }
                 Ok(Reply::Done)
             }

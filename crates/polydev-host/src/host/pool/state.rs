@@ -83,6 +83,12 @@ impl Pool {
         self.wake.notify_one();
     }
 
+    /// From now on there is no pool: what waits is removed.
+    pub(in crate::host) fn close(&self) {
+        let empty = WarmPlan { low: 0, high: 0, vcpus: 0, memory_mib: 0, desktop_px: (0, 0) };
+        self.set_plan(empty);
+    }
+
     /// Reserves a VM of this size.
     pub(super) fn reserve(&self, vcpus: u8, memory_mib: u32) -> Option<(VmId, AgentClient)> {
         let mut state = self.state();

@@ -1,0 +1,46 @@
+//! Before a host process ends for good: nothing new, nothing held ready, everything else left as it is.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Host, Inner};
+use crate::{error::HostError, record::VmState};
+
+/// How long the VMs that were held ready may take to go.
+const LIMIT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+impl Host {
+    /// Refuses new VMs from now on, removes those that were held ready, and returns when they are gone: then only
+    /// VMs that somebody has are left, running or asleep. They outlive this process, and the next one finds them.
+    ///
+    /// An upgrade needs no more than the end of this process and the start of the next; this is for a machine that is
+    /// to be taken out of service. There is no way back but a new process.
+    pub async fn drain(&self) -> Result<(), HostError> {
+        self.inner.draining.store(true, Ordering::Relaxed);
+        self.inner.pool.close();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = self.inner.records.all()?.iter().filter(|it| it.state == VmState::Warm).count();
+            if left == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let reason = format!("{left} VMs that were held ready are still there");
+                return Err(HostError::Unavailable { reason });
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+impl Inner {
+    /// An error when this host takes no new VMs any more.
+    pub(super) fn must_take_vms(&self) -> Result<(), HostError> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(HostError::Unavailable { reason: "it is being drained".to_owned() });
+        }
+        Ok(())
+    }
+}
