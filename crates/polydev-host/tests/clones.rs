@@ -15,11 +15,19 @@ mod leftovers;
 mod machine;
 #[path = "support/own.rs"]
 mod own;
+#[path = "support/stillness.rs"]
+mod stillness;
 
 mod qemu {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn clones_of_one_template_share_nothing_that_must_be_one_vms_own() {
         super::own::clones_of_one_template_share_nothing_that_must_be_one_vms_own().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_vm_that_lay_down_runs_nothing_before_its_clock_is_set_and_stays_what_it_is() {
+        super::stillness::a_vm_that_lay_down_runs_nothing_before_its_clock_is_set_and_stays_what_it_is()
+            .await;
     }
 }
 

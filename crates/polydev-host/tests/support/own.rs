@@ -1,20 +1,21 @@
 //! What a VM has for itself alone, and the cases that compare it between VMs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use polydev_core::wire::{
-    AgentEvent, LoginSpec, LoginStdio, Request, SuccessRule, UrlRule, UrlSource, UrlYields,
+use polydev_core::{
+    ids::VmId,
+    wire::{AgentEvent, LoginSpec, LoginStdio, Reply, Request, SuccessRule, UrlRule, UrlSource, UrlYields},
 };
-use polydev_host::{Host, LogKind, Vm};
+use polydev_host::{CreateVm, Host, LogKind, Vm, VmKind, WarmPlan};
 use tokio::time::timeout;
 
 use super::{
     client_hello::{ClientHello, Ears, Listening},
-    machine::{Kind, Machine, browser, new_id, run},
+    machine::{Kind, Machine, browser, identity, new_id},
 };
 
 const DESKTOP: (u16, u16) = (1280, 800);
@@ -22,6 +23,8 @@ pub(crate) const PAGE_HOST: &str = "clone.test";
 const PAGE: &str = "https://clone.test/sign-in?state=FAKE";
 /// First messages of the browser that are compared.
 const CONNECTIONS: usize = 3;
+const RUN_LIMIT: Duration = Duration::from_secs(300);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Prints what Node and the libraries in it draw, one `name value` a line.
 const NODE: &str = r"
@@ -73,12 +76,16 @@ for key in /etc/ssh/ssh_host_* /etc/dropbear/*_host_key; do test -e "$key" && ec
 for p in /proc/[0-9]*; do
   line=$(tr '\0' ' ' < $p/cmdline 2>/dev/null)
   case "$line" in
+    *network.mojom.NetworkService*) echo network-start $(sed 's/.*) //' $p/stat | cut -d' ' -f20) ;;
     *--type=*) ;;
     */chromium/chromium*--user-data-dir=*) echo browser ${p#/proc/} $(sed 's/.*) //' $p/stat | cut -d' ' -f20) ;;
   esac
 done
 true
 "#;
+
+/// In which the kernel counts when a process started (proc(5)).
+const TICKS_A_SECOND: f64 = 100.0;
 
 type Values = BTreeMap<String, BTreeSet<String>>;
 
@@ -90,7 +97,7 @@ pub(crate) struct Own {
 impl Own {
     /// Looks at everything a VM has but its browser.
     async fn of(vm: &Vm) -> Self {
-        let text = run(vm, &["sh", "-c", SYSTEM]).await + &run(vm, &["node", "-e", NODE]).await;
+        let text = output(vm, &["sh", "-c", SYSTEM]).await + &output(vm, &["node", "-e", NODE]).await;
         let mut values = Values::default();
         for line in text.lines() {
             let (name, value) = line.split_once(' ').expect("name and value");
@@ -158,12 +165,12 @@ pub(crate) async fn clones_of_one_template_share_nothing_that_must_be_one_vms_ow
         println!("browser connected {CONNECTIONS} times: {} ms", began.elapsed().as_millis());
         let mut own = Own::of(vm).await;
         hellos.iter().for_each(|hello| own.add("chromium", hello));
-        seen.push((own, boots(&host, vm).await));
+        seen.push((own, AgentLog::of(&host, vm).await));
     }
-    let [(mut one, one_boot), (mut other, other_boot)] = <[_; 2]>::try_from(seen).ok().unwrap();
+    let [(mut one, one_log), (mut other, other_log)] = <[_; 2]>::try_from(seen).ok().unwrap();
 
     // The control: what comes from the template and was not renewed is found to be the same.
-    assert_eq!(one_boot.0, other_boot.0, "clones begin with the template's boot id");
+    assert_eq!(one_log.first_boot, other_log.first_boot, "clones begin with the template's boot id");
     let browsers = (one.take("browser"), other.take("browser"));
     assert!(!browsers.0.is_empty());
     assert_eq!(browsers.0, browsers.1, "the browser itself is the template's, started once");
@@ -173,9 +180,13 @@ pub(crate) async fn clones_of_one_template_share_nothing_that_must_be_one_vms_ow
         0,
         "a template holds no SSH host key"
     );
+    for (own, log) in [(&mut one, &one_log), (&mut other, &other_log)] {
+        let started: f64 = own.take("network-start").first().unwrap().parse().unwrap();
+        assert!(started / TICKS_A_SECOND > log.identified_s, "the network service is not the template's");
+    }
     println!("compared: {:?}", one.values.keys().collect::<Vec<_>>());
     assert_eq!(one.shared(&other), Vec::<&str>::new());
-    assert_eq!(one.values["boot-id"], BTreeSet::from([one_boot.1]), "programs see the new boot id");
+    assert_eq!(one.values["boot-id"], BTreeSet::from([one_log.boot]), "programs see the new boot id");
 
     for vm in all {
         host.destroy(vm.id).await.unwrap();
@@ -188,27 +199,63 @@ pub(crate) async fn two_containers_share_nothing_that_must_be_one_vms_own() {
     let Some(machine) = Machine::new(Kind::Container, 4) else { return };
     let listening = Arc::<Listening>::default();
     let host = machine.host_with(Arc::new(Ears(Arc::clone(&listening)))).await;
+    // Both waited in the pool, under names of their own, before anybody asked for them.
+    let warm = WarmPlan { low: 2, high: 2, vcpus: 2, memory_mib: 2048, desktop_px: DESKTOP };
+    host.set_warm(warm);
     let mut seen = Vec::new();
     for _ in 0..2 {
-        let vm = host.create(browser(new_id())).await.unwrap();
+        let id = timeout(machine.patience(), drawn(&host)).await.expect("a VM becomes warm");
+        let create = CreateVm { identity: identity(new_id()), ..browser(id) };
+        let (hostname, machine_id) = (create.identity.hostname.clone(), create.identity.machine_id.clone());
+        let vm = host.create(create).await.unwrap();
         let hellos = hellos(&host, &vm, &listening, machine.patience()).await;
         let mut own = Own::of(&vm).await;
         hellos.iter().for_each(|hello| own.add("chromium", hello));
+        assert_eq!(own.values["hostname"], BTreeSet::from([hostname]));
+        assert_eq!(own.values["machine-id"], BTreeSet::from([machine_id]));
         seen.push((own, vm));
     }
     let [(mut one, first), (mut other, second)] = <[_; 2]>::try_from(seen).ok().unwrap();
     for own in [&mut one, &mut other] {
         assert_eq!(own.take("host-key").len(), 0, "the image holds no SSH host key");
         own.take("browser");
+        own.take("network-start");
     }
     // One kernel, one boot: the control of this comparison, and the reason why containers are for development.
     assert_eq!(one.take("boot-id"), other.take("boot-id"));
     assert_eq!(one.shared(&other), Vec::<&str>::new());
-    for vm in [first, second] {
-        host.destroy(vm.id).await.unwrap();
-    }
+    host.set_warm(WarmPlan { low: 0, high: 0, ..warm });
+    drop((first, second));
+    host.reclaim(&HashSet::new()).await.unwrap();
+    let empty = async {
+        while !host.list().await.unwrap().is_empty() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    timeout(machine.patience(), empty).await.expect("the pool is given up");
     drop(host);
     machine.assert_nothing_left();
+}
+
+/// What a program prints, however long an emulated machine takes.
+async fn output(vm: &Vm, argv: &[&str]) -> String {
+    let argv = argv.iter().map(|it| (*it).to_owned()).collect();
+    let limit = u64::try_from(RUN_LIMIT.as_millis()).unwrap();
+    match vm.agent.request(Request::Run { argv, env: [].into(), timeout_ms: limit }).await.unwrap() {
+        Reply::Ran { exit_code: 0, stdout, .. } => stdout,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A VM out of the pool.
+async fn drawn(host: &Host) -> VmId {
+    loop {
+        let id = host.draw(&VmKind::Browser, 2, 2048).await;
+        if host.list().await.unwrap().iter().any(|vm| vm.id == id) {
+            return id;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Has the browser open a page and hears how it begins to.
@@ -262,14 +309,27 @@ fn login() -> LoginSpec {
     }
 }
 
-/// The boot id that the VM came with and the one that it was given, as its agent says.
-async fn boots(host: &Host, vm: &Vm) -> (String, String) {
-    let log = host.read_log(vm.id, LogKind::Agent, 100_000).await.unwrap();
-    let line = log.lines().find_map(|line| line.split_once("identity: boot ")).map(|(_, rest)| rest);
-    let Some((old, new)) = line.and_then(|line| line.split_once(" goes on as ")) else {
-        panic!("no new boot id:\n{log}");
-    };
-    (old.trim().to_owned(), new.trim().to_owned())
+/// What the agent says of how it took its first identity.
+struct AgentLog {
+    /// The boot id that the VM came with.
+    first_boot: String,
+    /// The one that it was given.
+    boot: String,
+    /// When, in seconds since the agent began, which is after the kernel.
+    identified_s: f64,
+}
+
+impl AgentLog {
+    async fn of(host: &Host, vm: &Vm) -> Self {
+        let log = host.read_log(vm.id, LogKind::Agent, 100_000).await.unwrap();
+        let found = log.lines().find_map(|line| {
+            let (time, boots) = line.split_once(" identity: boot ")?;
+            let (first_boot, boot) = boots.split_once(" goes on as ")?;
+            let (first_boot, boot) = (first_boot.trim().to_owned(), boot.trim().to_owned());
+            Some(Self { first_boot, boot, identified_s: time.trim().parse().ok()? })
+        });
+        found.unwrap_or_else(|| panic!("no new boot id:\n{log}"))
+    }
 }
 
 fn byte(hex: &str, at: usize) -> u8 {
