@@ -142,6 +142,16 @@ impl ProcessId {
         format!("/proc/{}/ns/{kind}", self.pid).into()
     }
 
+    /// What it was started with, its own name left out (proc_pid_cmdline(5)).
+    pub(crate) fn arguments(self) -> io::Result<Vec<String>> {
+        let bytes = fs::read(format!("/proc/{}/cmdline", self.pid))?;
+        if !self.alive() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let text = String::from_utf8(bytes).map_err(io::Error::other)?;
+        Ok(text.strip_suffix('\0').unwrap_or(&text).split('\0').skip(1).map(str::to_owned).collect())
+    }
+
     /// The link to its program.
     pub(crate) fn exe(self) -> PathBuf {
         format!("/proc/{}/exe", self.pid).into()

@@ -74,6 +74,14 @@ pub(crate) fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a file; none is fine.
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Takes the description away: until there is a new one, the snapshot is not used.
 pub(crate) fn forget(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(ABOUT)) {

@@ -9,23 +9,43 @@ mod cases;
 mod leftovers;
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/sleep.rs"]
+mod sleep;
 #[path = "support/snapshot.rs"]
 mod snapshot;
+#[path = "support/warm.rs"]
+mod warm;
 
 use polydev_host::driver::fake::FakeDriver;
 
 macro_rules! contract {
-    ($($case:ident),* $(,)?) => {
+    ($($case:ident),* $(,)?; asleep: $($sleeping:ident),* $(,)?; warm: $($warm:ident),* $(,)?) => {
         mod fake {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 super::cases::$case(super::machine::Kind::Fake(super::FakeDriver::default())).await;
+            })*
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $sleeping() {
+                super::sleep::$sleeping(super::machine::Kind::Fake(super::FakeDriver::default())).await;
+            })*
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $warm() {
+                super::warm::$warm(super::machine::Kind::Fake(super::FakeDriver::default())).await;
             })*
         }
         mod container {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 super::cases::$case(super::machine::Kind::Container).await;
+            })*
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $sleeping() {
+                super::sleep::$sleeping(super::machine::Kind::Container).await;
+            })*
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $warm() {
+                super::warm::$warm(super::machine::Kind::Container).await;
             })*
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,6 +58,15 @@ macro_rules! contract {
             async fn $case() {
                 super::cases::$case(super::machine::Kind::Qemu).await;
             })*
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $sleeping() {
+                super::sleep::$sleeping(super::machine::Kind::Qemu).await;
+            })*
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_vm_that_cannot_be_saved_runs_on() {
+                super::sleep::a_vm_that_cannot_be_saved_runs_on(super::machine::Kind::Qemu).await;
+            }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn vms_restored_from_one_template_answer_fast_and_are_each_one_of_its_own() {
@@ -53,5 +82,15 @@ contract!(
     a_vm_that_crashes_is_noticed_and_reclaimed,
     a_cli_disk_outlives_its_vm_and_has_one_user_at_a_time,
     a_guest_that_dies_at_start_is_reported_with_its_last_words,
-    more_vms_than_slots_are_refused_and_slots_come_back,
+    more_vms_than_slots_are_refused_and_slots_come_back;
+    asleep:
+    a_vm_that_slept_goes_on_with_its_shell_and_scrollback,
+    a_vm_that_sleeps_survives_its_manager_and_can_be_destroyed,
+    memory_that_is_lost_is_reported_and_the_vm_starts_from_its_disk,
+    only_workspaces_sleep;
+    warm:
+    a_warm_vm_is_painted_and_takes_its_name_when_it_is_drawn,
+    warm_vms_survive_their_manager_and_give_way_to_wanted_ones,
+    a_warm_vm_that_dies_is_replaced_and_never_handed_out,
+    a_vm_that_finds_no_room_is_refused_before_anything_is_made,
 );

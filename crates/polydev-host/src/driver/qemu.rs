@@ -2,6 +2,7 @@
 //!
 //! QEMU's standard streams are files, it is in a session of its own and no child of the controller, so it survives it.
 
+mod hibernate;
 mod machine;
 pub(crate) mod probe;
 mod qmp;
@@ -9,6 +10,7 @@ mod template;
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -99,18 +101,28 @@ impl QemuDriver {
 
     /// Starts QEMU in `dir`.
     async fn launch(&self, id: VmId, dir: &Path, machine: &Machine<'_>) -> Result<(), HostError> {
+        self.launch_with(id, dir, (machine.vcpus, machine.memory_mib), machine.arguments()).await
+    }
+
+    async fn launch_with(
+        &self,
+        id: VmId,
+        dir: &Path,
+        (vcpus, memory_mib): (u8, u32),
+        arguments: Vec<OsString>,
+    ) -> Result<(), HostError> {
         let overhead_mib = match self.accel {
             Accel::Kvm => 0,
             Accel::Tcg => TRANSLATIONS_MIB,
         };
-        let limits = self.places.limits(machine.vcpus, machine.memory_mib, Some(overhead_mib));
+        let limits = self.places.limits(vcpus, memory_mib, Some(overhead_mib));
         let groups = self.places.groups.make(id, &limits)?;
         mark_started(dir)?;
         let launch = Launch {
             id,
             instance: &self.places.instance,
             program: Path::new(QEMU),
-            arguments: machine.arguments(),
+            arguments,
             dir,
             log: &dir.join(LogKind::Driver.file_name()),
             groups: &groups,
@@ -130,7 +142,7 @@ impl Driver for QemuDriver {
                 shared_kernel: false,
                 slow_factor: 1,
                 start_limit: Duration::from_secs(30),
-                hibernation: Hibernation::None,
+                hibernation: Hibernation::Save,
             },
             Accel::Tcg => DriverInfo {
                 name: NAME,
@@ -138,7 +150,7 @@ impl Driver for QemuDriver {
                 shared_kernel: false,
                 slow_factor: 6,
                 start_limit: Duration::from_secs(180),
-                hibernation: Hibernation::None,
+                hibernation: Hibernation::Save,
             },
         }
     }
@@ -167,32 +179,41 @@ impl Driver for QemuDriver {
     }
 
     fn process(&self, id: VmId, dir: &Path) -> Result<Process, HostError> {
-        process_seen(&self.places, id, dir)
+        Ok(match process_seen(&self.places, id, dir)? {
+            // One that has a process may have to be ended first, or woken: only without one it is at rest.
+            Process::Ended | Process::NeverStarted if self.is_saved(id) => Process::Held,
+            seen => seen,
+        })
     }
 
     fn connector(&self, id: VmId, dir: &Path) -> Arc<dyn Connector> {
         Arc::new(SocketConnector::new(&self.places, id, dir, dir.join(CHANNEL)))
     }
 
-    async fn hibernate(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
-        Err(HostError::NotHibernatable { id: vm.id })
+    async fn hibernate(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        self.save_memory(vm, dir).await
     }
 
-    async fn resume(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
-        Err(HostError::NotHibernatable { id: vm.id })
+    async fn resume(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        self.restore_memory(vm, dir).await
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
-        kill_all(&self.places, id).await
+        kill_all(&self.places, id).await?;
+        // Without a process what is saved would still count as a VM that can go on.
+        self.forget_saved(id)
     }
 
     async fn release(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.forget_saved(id)?;
         self.places.groups.remove(id).await?;
         mounts::unmount_under(dir)
     }
 
     fn traces(&self) -> Result<BTreeSet<VmId>, HostError> {
-        with_processes(&self.places)
+        let mut found = with_processes(&self.places)?;
+        found.extend(self.saved());
+        Ok(found)
     }
 
     async fn prepare(&self, vcpus: u8, memory_mib: u32, desktop_px: (u16, u16)) -> Result<(), HostError> {

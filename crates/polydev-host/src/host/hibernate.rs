@@ -156,7 +156,17 @@ impl Inner {
             failpoint::reach("resume/woken");
         }
         record.state = VmState::Active;
-        let client = self.bring_up(&mut record, identity, Want::Running, None).await?;
+        let came_up = self.bring_up(&mut record, identity.clone(), Want::Running, None).await;
+        let client = match came_up {
+            Err(error @ (HostError::StartFailed { .. } | HostError::AgentSilent { .. })) => {
+                let reason = error.to_string();
+                tracing::error!(vm.id = %id, reason, "hibernated VM does not go on; it starts anew from its disk");
+                self.clear(&*driver, id, &dir).await?;
+                memory_lost = Some(reason);
+                self.bring_up(&mut record, identity, Want::Running, None).await?
+            }
+            other => other?,
+        };
         self.asleep().remove(&id);
         drop(admitted);
         tracing::info!(
@@ -176,11 +186,15 @@ impl Inner {
         let id = record.id;
         let seen = self.look(driver, id, dir, Link::Down)?;
         let lost = match next_step(Want::Running, &seen) {
-            Some(Step::Wake | Step::Connect) => match driver.resume(record, dir).await {
-                Ok(()) => return Ok(None),
-                Err(HostError::MemoryLost { detail, .. }) => detail,
-                Err(error) => return Err(error),
-            },
+            Some(Step::Wake | Step::Connect) => {
+                // A reboot of the machine empties the directory of all run directories.
+                self.make_dir(record, dir)?;
+                match driver.resume(record, dir).await {
+                    Ok(()) => return Ok(None),
+                    Err(HostError::MemoryLost { detail, .. }) => detail,
+                    Err(error) => return Err(error),
+                }
+            }
             _ => "nothing is left of it but its disk".to_owned(),
         };
         tracing::error!(vm.id = %id, reason = lost, "hibernated VM lost its memory; it starts anew from its disk");

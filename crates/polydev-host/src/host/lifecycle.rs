@@ -204,12 +204,7 @@ impl Inner {
                 Some(Step::Record) => self.records.write(record)?,
                 Some(Step::Start) => {
                     failpoint::reach("create/recorded");
-                    fs::create_dir_all(&dir).map_err(HostError::os(format!("make {}", dir.display())))?;
-                    record::write_durably(
-                        &dir.join(RECORD_COPY),
-                        &serde_json::to_vec(record).unwrap_or_default(),
-                    )
-                    .map_err(HostError::os(format!("write to {}", dir.display())))?;
+                    self.make_dir(record, &dir)?;
                     failpoint::reach("create/before-start");
                     driver.start(record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
                     failpoint::reach("create/started");
@@ -276,6 +271,14 @@ impl Inner {
                 None => return client.ok_or(HostError::NoSuchVm(id)),
             }
         }
+    }
+
+    /// Makes the run directory, with a copy of the record in it.
+    pub(super) fn make_dir(&self, record: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        fs::create_dir_all(dir).map_err(HostError::os(format!("make {}", dir.display())))?;
+        let copy = serde_json::to_vec(record).expect("a record is always JSON");
+        record::write_durably(&dir.join(RECORD_COPY), &copy)
+            .map_err(HostError::os(format!("write to {}", dir.display())))
     }
 
     /// Writes down what is being done with a VM and which process it now is.

@@ -44,7 +44,7 @@ const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
 /// How long the guest may take to see that nobody is connected any more.
 const HANG_UP_LIMIT: Duration = Duration::from_secs(5);
 /// Where Debian's package puts QEMU.
-const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
+pub(super) const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
 /// Templates kept; older ones are those of earlier builds.
 const KEPT: usize = 2;
 
@@ -216,7 +216,7 @@ impl QemuDriver {
         tracing::info!(vm.id = %id, "guest did not come to rest; its template is saved all the same");
     }
 
-    fn has_process(&self, id: VmId) -> bool {
+    pub(super) fn has_process(&self, id: VmId) -> bool {
         process::all(&self.places.instance).is_ok_and(|all| all.iter().any(|(vm, _)| *vm == id))
     }
 
