@@ -157,6 +157,13 @@ impl ProcessId {
         format!("/proc/{}/exe", self.pid).into()
     }
 
+    /// Memory that it has in RAM (`VmRSS` of proc_pid_status(5)); zero once it is gone.
+    pub(crate) fn resident_bytes(self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
+
     /// User and system time it took so far; zero once it is gone.
     pub(crate) fn cpu_time(self) -> Duration {
         let fields = |text: String| {

@@ -32,7 +32,7 @@ use crate::{
     host::LogKind,
     process,
     record::{VmRecord, write_durably},
-    snapshot,
+    snapshot, space,
 };
 
 /// The stream.
@@ -85,11 +85,15 @@ impl QemuDriver {
         let (id, held) = (vm.id, self.places.held(vm.id));
         let alive = || self.has_process(id);
         let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull => HostError::NoSpace { what: format!("the memory of VM {id}") },
+            io::ErrorKind::StorageFull => HostError::NoSpace { what: format!("the memory of VM {id}"), room: None },
             _ => HostError::HibernateFailed { id, detail: error.to_string() },
         };
         let mut qmp = Qmp::connect(&dir.join(QMP), alive).await.map_err(failed)?;
         if !self.is_saved(id) {
+            // More than what the guest has written to is never saved, nor is what QEMU itself takes.
+            let process = main_process(&self.places, id, dir)?.ok_or(HostError::NoSuchVm(id))?;
+            let reserve_bytes = self.places.resources.disk_reserve_bytes;
+            space::check(&held, process.resident_bytes(), reserve_bytes, "the memory of a VM")?;
             let saved = self.save_stream(id, dir, &held, &mut qmp).await;
             if let Err(error) = saved {
                 let dropped = self.forget_saved(id);
