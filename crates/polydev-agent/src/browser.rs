@@ -229,6 +229,7 @@ fn policies() -> String {
         "DeveloperToolsAvailability": 2,
         "DnsOverHttpsMode": "off",
         "DownloadRestrictions": 3,
+        "EnableMediaRouter": false,
         "ExtensionInstallBlocklist": ["*"],
         "MetricsReportingEnabled": false,
         "PasswordManagerEnabled": false,

@@ -1,9 +1,10 @@
 //! What a machine that goes on from a snapshot has to lose before it is one of its own.
 //!
 //! Done while everything a person or the browser runs is frozen, after the kernel's random pool was renewed. What is left
-//! of the template afterwards: the browser's main process, its zygotes and its compositor (whose random numbers come
-//! from the kernel, one by one), the X server with its key, which only the browser's account can present, and where
-//! in memory all of these lie.
+//! of the template afterwards: the browser's main process, its zygotes and its compositor, which draw random numbers from
+//! the kernel (Chromium: base/rand_util_posix.cc; what they keep in stock are names for talking to each other), the X
+//! server with its key, which only the browser's account can present, ids in the profile that nothing sends, and where in
+//! memory all of these lie.
 
 use std::{
     fs, io,

@@ -97,7 +97,8 @@ pub enum Request {
         /// Most bytes wanted.
         max_bytes: u32,
     },
-    /// Prepares for a snapshot: writes everything out, forgets the host connection. Answer: [`Reply::Done`].
+    /// Prepares for a snapshot: writes everything out, forgets the host connection. In a VM nothing but the agent runs
+    /// from then on, and programs are refused, until [`Request::Identify`]. Answer: [`Reply::Done`].
     Quiesce,
     /// Ends everything and powers the VM off. Answer: [`Reply::Done`], then the connection closes.
     PowerOff,
