@@ -1,6 +1,7 @@
 //! Benchmarks: one interface, one report. A benchmark is a function that returns a [`Report`].
 
 mod desktop;
+mod host;
 mod report;
 mod start;
 
@@ -20,7 +21,11 @@ pub(crate) fn bench(name: &str, arguments: &[String]) -> Result<()> {
             let options = desktop::Options::read(arguments)?;
             (desktop::desktop(&options)?, options.json, options.enforce)
         }
-        other => bail!("no such benchmark: {other}; there are: start, desktop"),
+        "host" => {
+            let options = host::Options::read(arguments)?;
+            (host::host(&options)?, options.json, options.enforce)
+        }
+        other => bail!("no such benchmark: {other}; there are: start, desktop, host"),
     };
     println!("{}", report.table());
     if let Some(file) = &json {

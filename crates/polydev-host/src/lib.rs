@@ -17,6 +17,7 @@ pub mod host;
 pub mod image;
 mod launch;
 mod logs;
+mod machine;
 mod mounts;
 mod process;
 mod record;
@@ -31,12 +32,14 @@ pub use agent::{
 };
 pub use cgroup::{Support as CgroupSupport, Version as CgroupVersion, support as cgroup_support};
 pub use config::{Capacity, DriverChoice, HostConfig, Resources};
+pub use driver::user_disk::measure as measure_user_disk;
 pub use driver::{Hibernation, probe::DriverProbe};
 pub use egress::{EgressHandler, EgressRefused, NoEgress};
 pub use error::{HostError, Room};
 pub use host::{
     CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
 };
+pub use machine::{Need, needs};
 pub use process::{ProcessIdentity, ProgramFile};
 pub use record::{Phase, VmRecord, VmState};
 pub use usage::{HostFigures, PhaseFigures, VmUsage};

@@ -1,6 +1,8 @@
 //! Which drivers work on this machine, found by running something with each.
 
-use std::sync::Arc;
+mod remembered;
+
+use std::{path::Path, sync::Arc};
 
 use super::{
     Driver, Places,
@@ -30,7 +32,7 @@ pub struct DriverProbe {
 pub(crate) async fn all(config: &HostConfig) -> Vec<DriverProbe> {
     let mut probes = Vec::new();
     for candidate in ORDER {
-        let (usable, found) = match try_out(candidate, config).await {
+        let (usable, found) = match try_out(candidate, config, true).await {
             Ok(found) => (true, found),
             Err(found) => (false, found),
         };
@@ -54,7 +56,7 @@ pub(crate) async fn choose(
     let mut reasons = Vec::new();
     let mut chosen = None;
     for candidate in candidates {
-        match try_out(*candidate, config).await {
+        match try_out(*candidate, config, false).await {
             Ok(found) => {
                 tracing::info!(driver = candidate.name(), found, "driver chosen");
                 chosen = Some(*candidate);
@@ -116,12 +118,19 @@ impl Candidate {
     }
 }
 
-async fn try_out(candidate: Candidate, config: &HostConfig) -> Result<String, String> {
+/// Runs something with a candidate. What was found of KVM is remembered, unless it is to be found out `afresh`.
+async fn try_out(candidate: Candidate, config: &HostConfig, afresh: bool) -> Result<String, String> {
+    let file = config.run_dir.join(format!("found-{}.json", candidate.name()));
     match candidate {
         Candidate::Firecracker => {
-            firecracker::probe::firecracker(firecracker::PROGRAM.as_ref(), &config.run_dir).await
+            let program: &Path = firecracker::PROGRAM.as_ref();
+            let probe = firecracker::probe::firecracker(program, &config.run_dir);
+            remembered::or_ask(&file, program, afresh, probe).await
         }
-        Candidate::QemuKvm => qemu::probe::kvm(&config.run_dir).await,
+        Candidate::QemuKvm => {
+            let probe = qemu::probe::kvm(&config.run_dir);
+            remembered::or_ask(&file, Path::new("/usr/bin").join(qemu::QEMU).as_path(), afresh, probe).await
+        }
         Candidate::Container => ContainerDriver::probe(&config.run_dir).await,
         Candidate::QemuTcg => qemu::probe::tcg(&config.run_dir).await,
     }

@@ -60,6 +60,26 @@ pub(super) async fn mount(dir: &Path, target: &Path, resources: &Resources) -> R
     mount_disk(&disk, target).await
 }
 
+/// Makes and removes one user's disk after the other in `dir` and says how long the first use of each took, and a later
+/// one.
+pub async fn measure(
+    dir: &Path,
+    rounds: usize,
+    size_bytes: u64,
+) -> Result<(Vec<Duration>, Vec<Duration>), HostError> {
+    let resources = Resources { user_disk_bytes: size_bytes, ..Resources::default() };
+    let (mut first, mut later) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for samples in [&mut first, &mut later] {
+            let began = Instant::now();
+            open(dir, &resources).await?;
+            samples.push(began.elapsed());
+        }
+        fs::remove_dir_all(dir).map_err(HostError::os(format!("remove {}", dir.display())))?;
+    }
+    Ok((first, later))
+}
+
 /// A disk under its own name is a whole one.
 async fn make(dir: &Path, size_bytes: u64, disk: &Path) -> Result<(), HostError> {
     let fresh = dir.join("disk.new");

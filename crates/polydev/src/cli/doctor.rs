@@ -1,7 +1,5 @@
 //! What works on this machine and what does not.
 
-use std::path::Path;
-
 use polydev_host::Host;
 
 use crate::{config::Config, serve};
@@ -42,14 +40,13 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     for probe in &probes {
         println!("{}\tdriver {}\t{}", if probe.usable { "ok" } else { "no" }, probe.driver, probe.found);
     }
+    for need in runtime.block_on(polydev_host::needs(&machine)) {
+        println!("{}\t{}\t{}", if need.met { "ok" } else { "no" }, need.what, need.found);
+        if !need.met {
+            println!("\t\tfor {}: {}", need.by, need.advice);
+        }
+    }
     line(any, "drivers", if any { "at least one works".into() } else { "none works".into() });
     anyhow::ensure!(faults == 0, "{faults} check(s) found a fault");
     Ok(())
-}
-
-/// Free space of the file system that holds `path` or its nearest parent that exists.
-fn free_mib(path: &Path) -> Option<u64> {
-    let existing = path.ancestors().find(|path| path.exists())?;
-    let stat = rustix::fs::statvfs(existing).ok()?;
-    Some((stat.f_bavail * stat.f_frsize) >> 20)
 }
