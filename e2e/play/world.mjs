@@ -1,5 +1,6 @@
 // Everything one test file needs, started for it alone: demo network, controller with its own directories, browser.
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 import { findLeaks, machineState } from "./leaks.mjs";
@@ -9,6 +10,8 @@ import { checkSettings, limitsOf, settings } from "./settings.mjs";
 import { until } from "./until.mjs";
 
 const START_MS = 30_000;
+/** A user that owns nothing and has no privilege. */
+const NOBODY = 65534;
 const BROWSER_FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -24,8 +27,11 @@ export class World {
   vmIds = new Set();
   #browsers = [];
 
-  /** `browser: false` is for tests in which nobody looks at the page. */
-  static async start({ driver = "container", env = {}, browser = true } = {}) {
+  /**
+   * `browser: false` is for tests in which nobody looks at the page; with `apart` the host is a process of its own and the
+   * controller is nobody.
+   */
+  static async start({ driver = "container", env = {}, browser = true, apart = false } = {}) {
     checkSettings();
     const world = new World();
     world.driver = driver;
@@ -36,6 +42,7 @@ export class World {
     world.env = env;
     try {
       await world.#startDemo();
+      if (apart) await world.#apart();
       await world.startController();
       if (browser) await world.#openBrowser();
       return world;
@@ -51,8 +58,38 @@ export class World {
     this.demoPorts = JSON.parse(line);
   }
 
+  /** Makes room for a controller that may read what it needs and write its own directory. */
+  async #apart() {
+    this.user = { uid: NOBODY, gid: NOBODY };
+    chmodSync(this.dir, 0o755);
+    mkdirSync(this.path("data"), { mode: 0o700 });
+    chownSync(this.path("data"), NOBODY, NOBODY);
+    chmodSync(this.path("demo"), 0o711);
+    execFileSync("chmod", ["-R", "a+rX", this.path("demo/overlay"), this.path("demo/routes.toml")]);
+    Object.assign(this.env, {
+      POLYDEV_HOST_SOCKET: this.path("host.sock"),
+      POLYDEV_HOST_USER: String(NOBODY),
+      POLYDEV_HOST_DATA_DIR: this.path("host-data"),
+    });
+    await this.startHost();
+  }
+
+  /** The host process, when it is one of its own. */
+  async startHost() {
+    this.host = new Program("host", settings.polydev, ["host"], { env: this.#environment() });
+    await this.host.says(/polydev host is listening/, START_MS);
+  }
+
   async startController() {
-    const env = {
+    this.controller = new Program("controller", settings.polydev, ["serve"], { env: this.#environment(), ...this.user });
+    const [, origin, token] = await this.controller.says(/(http:\/\/127\.0\.0\.1:\d+)\/open#([A-Za-z0-9_-]+)/, START_MS);
+    this.origin = origin;
+    this.link = `${origin}/open#${token}`;
+    this.apiToken = readFileSync(this.path("data/api-token"), "utf8").trim();
+  }
+
+  #environment() {
+    return {
       PATH: process.env.PATH,
       HOME: this.dir,
       POLYDEV_LISTEN: "127.0.0.1:0",
@@ -67,16 +104,16 @@ export class World {
       POLYDEV_SLOTS: "6",
       ...this.env,
     };
-    this.controller = new Program("controller", settings.polydev, ["serve"], { env });
-    const [, origin, token] = await this.controller.says(/(http:\/\/127\.0\.0\.1:\d+)\/open#([A-Za-z0-9_-]+)/, START_MS);
-    this.origin = origin;
-    this.link = `${origin}/open#${token}`;
-    this.apiToken = readFileSync(this.path("data/api-token"), "utf8").trim();
   }
 
   /** Ends the controller as a crash would; VMs, files and the database stay as they are. */
   async crashController() {
     await this.controller.stop("SIGKILL");
+  }
+
+  /** The same for the host process. */
+  async crashHost() {
+    await this.host.stop("SIGKILL");
   }
 
   /** Turns knobs of the demo network, see its README. */
@@ -169,6 +206,7 @@ export class World {
     mkdirSync(dir, { recursive: true });
     const put = (file, text) => writeFileSync(join(dir, file), text);
     put("controller.log", this.controller.output);
+    if (this.host) put("host.log", this.host.output);
     put("requests.txt", this.requests().map((request) => JSON.stringify(request)).join("\n"));
     if (person) {
       await person.page.screenshot({ path: join(dir, "page.png") }).catch(() => {});
@@ -208,6 +246,7 @@ export class World {
   async #stopAll() {
     for (const browser of this.#browsers) await browser.close();
     await this.controller?.stop();
+    await this.host?.stop();
     await this.demo?.stop();
   }
 

@@ -23,3 +23,9 @@ pub(crate) mod server;
 pub use client::{RemoteHost, RemoteOptions};
 pub use protocol::{PROTOCOL_VERSION, Role};
 pub use server::{Allowed, ControllerEgress, Lease, Server};
+
+/// Whether bytes are a message of either direction. For fuzzing: reading them must never panic.
+pub fn accepts(body: &[u8]) -> (bool, bool) {
+    let to_server = serde_json::from_slice::<protocol::ToServer>(body).is_ok();
+    (to_server, serde_json::from_slice::<protocol::ToClient>(body).is_ok())
+}

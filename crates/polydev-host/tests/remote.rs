@@ -11,9 +11,10 @@ mod machine;
 
 use std::{
     collections::HashSet,
+    fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
-    path::PathBuf,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -22,12 +23,16 @@ use async_trait::async_trait;
 use machine::{Kind, Machine, browser, cli, new_id, run};
 use polydev_core::{
     ids::{UserId, VmId},
-    wire::EgressReply,
+    wire::{EgressReply, Request},
 };
 use polydev_host::{
     EgressHandler, EgressRefused, HostError, LogKind, NoEgress,
     driver::fake::FakeDriver,
     remote::{Allowed, Lease, RemoteHost, RemoteOptions, Role, Server},
+};
+use rustix::{
+    process::{Gid, Uid},
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -62,8 +67,12 @@ impl Stage {
 
     async fn start(&self) -> Process {
         let me = Allowed { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+        self.start_for(me).await
+    }
+
+    async fn start_for(&self, allowed: Allowed) -> Process {
         let lease = Lease::default();
-        let server = Server::bind(&self.socket, me, lease.clone()).unwrap();
+        let server = Server::bind(&self.socket, allowed, lease.clone()).unwrap();
         let host = self.machine.host_with(Arc::new(lease.egress())).await;
         let stop = CancellationToken::new();
         Process { task: tokio::spawn(server.run(host, stop.clone())), stop }
@@ -73,7 +82,11 @@ impl Stage {
         self.connect_with(role, Arc::new(NoEgress)).await
     }
 
-    async fn connect_with(&self, role: Role, egress: Arc<dyn EgressHandler>) -> Result<RemoteHost, HostError> {
+    async fn connect_with(
+        &self,
+        role: Role,
+        egress: Arc<dyn EgressHandler>,
+    ) -> Result<RemoteHost, HostError> {
         let options = RemoteOptions { socket: self.socket.clone(), role };
         RemoteHost::connect(options, egress, Duration::from_secs(2)).await
     }
@@ -109,4 +122,292 @@ async fn a_vm_is_made_used_and_removed_through_the_socket() {
     assert!(host.list().await.unwrap().is_empty());
     assert!(!host.read_log(id, LogKind::Agent, 10_000).await.unwrap().is_empty(), "its last words are kept");
     process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_host_process_takes_no_connection_and_no_vm_with_it() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let host = stage.connect(DRIVES).await.unwrap();
+    let id = new_id();
+    let vm = host.create(browser(id)).await.unwrap();
+    process.kill().await;
+
+    assert_eq!(
+        run(&vm, &["echo", "direct"]).await.trim(),
+        "echo direct",
+        "the agent's connection is its own"
+    );
+    let away = host.list().await.unwrap_err();
+    assert!(matches!(away, HostError::Unavailable { .. }), "{away}");
+    assert!(matches!(host.ready(), Err(HostError::Unavailable { .. })));
+
+    let process = stage.start().await;
+    let seen = until(|| async { host.list().await.ok() }).await;
+    assert_eq!(seen.iter().map(|vm| (vm.id, vm.running)).collect::<Vec<_>>(), [(id, true)]);
+    // A connection that breaks off is dialled anew by the new process.
+    stage.driver.drop_connection(id);
+    let echo = Request::Run { argv: vec!["echo".into()], env: Default::default(), timeout_ms: 10_000 };
+    // One that was under way on the old connection fails.
+    until(|| async { vm.agent.request(echo.clone()).await.ok() }).await;
+    host.destroy(id).await.unwrap();
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_that_ends_while_the_host_process_is_away_is_noticed_afterwards() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let host = stage.connect(DRIVES).await.unwrap();
+    let id = new_id();
+    let vm = host.create(browser(id)).await.unwrap();
+    process.kill().await;
+    stage.driver.kill(id);
+    stage.driver.drop_connection(id);
+    let process = stage.start().await;
+    timeout(PATIENCE, vm.agent.closed()).await.expect("the end is noticed");
+    host.destroy(id).await.unwrap();
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_dies_leaves_its_vms_to_the_next_one() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let first = stage.connect(DRIVES).await.unwrap();
+    let (kept, unwanted) = (new_id(), new_id());
+    let user: UserId = "someone".parse().unwrap();
+    drop(first.create(cli(kept, &user)).await.unwrap());
+    drop(first.create(browser(unwanted)).await.unwrap());
+    drop(first);
+
+    let second = stage.connect(DRIVES).await.expect("the place of a controller that is gone is free");
+    assert_eq!(second.reclaim(&HashSet::from([kept])).await.unwrap().destroyed, [unwanted]);
+    let vm = second.adopt(kept).await.unwrap();
+    assert_eq!(run(&vm, &["echo", "still here"]).await.trim(), "echo still here");
+    assert!(matches!(second.adopt(unwanted).await, Err(HostError::NoSuchVm(id)) if id == unwanted));
+    second.destroy(kept).await.unwrap();
+    second.remove_user_disk(&user).await.unwrap();
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_controllers_one_drives_and_the_other_is_told() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let first = stage.connect(DRIVES).await.unwrap();
+    let id = new_id();
+    drop(first.create(browser(id)).await.unwrap());
+
+    let refused = stage.connect(DRIVES).await.err().expect("the place is taken");
+    assert!(refused.to_string().contains("another controller"), "{refused}");
+
+    let second = stage.connect(Role::Controller { take_over: true }).await.unwrap();
+    let reason = timeout(PATIENCE, first.closed()).await.expect("the first one is told");
+    assert!(reason.contains("another controller"), "{reason}");
+    assert!(
+        matches!(first.destroy(id).await, Err(HostError::Unavailable { .. })),
+        "it drives nothing any more"
+    );
+    let vm = second.adopt(id).await.unwrap();
+    assert_eq!(run(&vm, &["echo", "mine"]).await.trim(), "echo mine");
+    second.destroy(id).await.unwrap();
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_may_look_and_none_of_them_may_do_more() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let controller = stage.connect(DRIVES).await.unwrap();
+    let id = new_id();
+    drop(controller.create(browser(id)).await.unwrap());
+    for _ in 0..3 {
+        let looks = stage.connect(Role::Observer).await.unwrap();
+        assert_eq!(looks.list().await.unwrap().len(), 1);
+        assert_eq!(looks.status().slots_used, 1);
+        assert!(matches!(looks.destroy(id).await, Err(HostError::Unavailable { .. })));
+    }
+    assert_eq!(controller.list().await.unwrap().len(), 1);
+    controller.destroy(id).await.unwrap();
+    process.end().await;
+}
+
+/// Answers everything with one service of this machine.
+struct To(std::net::SocketAddr);
+
+#[async_trait]
+impl EgressHandler for To {
+    async fn connect(&self, _: VmId, host: &str, port: u16) -> Result<TcpStream, EgressRefused> {
+        if host != "allowed.example" {
+            return Err(EgressRefused::Policy(format!("{host}:{port}")));
+        }
+        TcpStream::connect(self.0).await.map_err(|error| EgressRefused::Unreachable(error.to_string()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller_makes_the_connections_of_vms_and_hands_them_over() {
+    let stage = Stage::new();
+    let me = Allowed { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+    let lease = Lease::default();
+    let server = Server::bind(&stage.socket, me, lease.clone()).unwrap();
+    let egress = lease.egress();
+    let host = stage.machine.host_with(Arc::new(egress.clone())).await;
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.run(host, stop.clone()));
+
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let far = To(service.local_addr().unwrap());
+    let controller = stage.connect_with(DRIVES, Arc::new(far)).await.unwrap();
+    // Of the host process, as the sockets of a slot's namespace use it.
+    let id = new_id();
+    let refused = egress.connect(id, "elsewhere.example", 443).await.unwrap_err();
+    assert_eq!(refused, EgressRefused::Policy("elsewhere.example:443".into()));
+    for round in 0..20u8 {
+        let (near, accepted) = tokio::join!(egress.connect(id, "allowed.example", 443), service.accept());
+        let (mut near, (mut there, _)) = (near.unwrap(), accepted.unwrap());
+        near.write_all(&[round]).await.unwrap();
+        assert_eq!(there.read_u8().await.unwrap(), round);
+        drop(near);
+        assert!(there.read_u8().await.is_err(), "the controller keeps no copy of the socket");
+    }
+    // Of a VM whose egress comes over its agent's connection.
+    let vm = controller.create(browser(id)).await.unwrap();
+    let (asked, accepted) = tokio::join!(stage.driver.egress(id, "allowed.example", 443), service.accept());
+    let (reply, _stream) = asked.unwrap();
+    assert_eq!(reply, EgressReply::Connected);
+    drop((accepted.unwrap(), vm));
+    controller.destroy(id).await.unwrap();
+
+    drop(controller);
+    stop.cancel();
+    timeout(PATIENCE, serving).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_ends_the_connection_it_came_on_and_nothing_else() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let controller = stage.connect(DRIVES).await.unwrap();
+    let hello = framed(br#"{"hello":{"version":1,"role":"observer"}}"#);
+    let request = framed(br#"{"request":{"id":1,"request":"list"}}"#);
+    let pieces: [Vec<u8>; 8] = [
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        vec![0xff; 4096],
+        framed(b"not json"),
+        framed(br#"{"request":{"id":1,"request":"list"}}"#),
+        framed(br#"{"hello":{"version":99,"role":"observer"}}"#),
+        [hello.clone(), vec![0, 0, 0, 1, 9, 0]].concat(),
+        [hello.clone(), request.clone(), framed(br#"{"request":{"id":2,"request":"reboot"}}"#)].concat(),
+        [hello.clone(), request, framed(br#"{"answer":{"id":1,"result":{"Ok":null}}}"#)].concat(),
+    ];
+    for piece in pieces {
+        let shown = String::from_utf8_lossy(&piece).into_owned();
+        let socket = stage.socket.clone();
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut stream = UnixStream::connect(socket).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            // The other side may have hung up half way.
+            let _ = stream.write_all(&piece);
+            let mut answer = Vec::new();
+            match stream.read_to_end(&mut answer) {
+                Ok(_) => true,
+                Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        });
+        assert!(ended.await.unwrap(), "the connection is closed after {shown:?}");
+    }
+    assert!(controller.list().await.unwrap().is_empty(), "the controller is still served");
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_host_process_is_refused_and_a_dead_ones_socket_is_replaced() {
+    let stage = Stage::new();
+    let process = stage.start().await;
+    let me = Allowed { uid: 0, gid: 0 };
+    let second = Server::bind(&stage.socket, me, Lease::default());
+    assert!(matches!(second, Err(HostError::Os { .. })));
+    process.kill().await;
+    assert!(stage.socket.exists(), "a killed process leaves its socket");
+    let process = stage.start().await;
+    drop(stage.connect(DRIVES).await.unwrap());
+    process.end().await;
+    assert!(!stage.socket.exists());
+}
+
+/// Says hello as another user and returns what the host process answers; `None` where it hangs up.
+fn hello_as(socket: &Path, uid: u32, gid: u32, role: &str) -> Option<String> {
+    let hello = framed(format!(r#"{{"hello":{{"version":1,"role":{role}}}}}"#).as_bytes());
+    let socket = socket.to_owned();
+    // Users are a thread's, and this one ends as what it has become.
+    let asked = std::thread::spawn(move || {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        set_thread_groups(&[]).unwrap();
+        set_thread_res_gid(gid, gid, gid).unwrap();
+        set_thread_res_uid(uid, uid, uid).unwrap();
+        let mut stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&hello).ok()?;
+        let mut prefix = [0; 5];
+        stream.read_exact(&mut prefix).ok()?;
+        let mut body = vec![0; u32::from_be_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize];
+        stream.read_exact(&mut body).ok()?;
+        String::from_utf8(body).ok()
+    });
+    asked.join().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_named_user_drives_its_group_looks_and_strangers_are_hung_up_on() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("SKIPPED: needs root to be other users");
+    }
+    const DRIVER: u32 = 64_001;
+    const GROUP: u32 = 64_002;
+    const STRANGER: u32 = 64_003;
+    const CONTROLLER: &str = r#"{"controller":{"take_over":false}}"#;
+    const OBSERVER: &str = r#""observer""#;
+    let stage = Stage::new();
+    // The test's directory is its user's alone.
+    fs::set_permissions(stage.socket.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+    let process = stage.start_for(Allowed { uid: DRIVER, gid: GROUP }).await;
+    let ask = async |uid, gid, role: &'static str| {
+        let socket = stage.socket.clone();
+        tokio::task::spawn_blocking(move || hello_as(&socket, uid, gid, role)).await.unwrap()
+    };
+    let mode = fs::metadata(&stage.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(ask(STRANGER, STRANGER, OBSERVER).await, None, "the file's mode keeps strangers off");
+    // Without that the process itself does.
+    fs::set_permissions(&stage.socket, fs::Permissions::from_mode(0o666)).unwrap();
+    for role in [OBSERVER, CONTROLLER] {
+        assert_eq!(ask(STRANGER, STRANGER, role).await, None);
+    }
+    let welcome = ask(DRIVER, GROUP, CONTROLLER).await.unwrap();
+    assert!(welcome.starts_with(r#"{"welcome""#), "{welcome}");
+    let looks = ask(STRANGER, GROUP, OBSERVER).await.unwrap();
+    assert!(looks.starts_with(r#"{"welcome""#), "{looks}");
+    let denied = ask(STRANGER, GROUP, CONTROLLER).await.unwrap();
+    assert_eq!(denied, format!(r#"{{"denied":{{"user":{{"uid":{STRANGER}}}}}}}"#));
+    process.end().await;
+}
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    [&length[..], &[0], body].concat()
+}
+
+/// Tries until there is an answer.
+async fn until<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, found).await.expect("it comes about in time")
 }

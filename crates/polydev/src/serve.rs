@@ -267,16 +267,16 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (app_at_end, stop) = (Arc::clone(&app), app.stop.clone());
     let ending = tokio::spawn(async move {
-        let superseded = async {
+        let lost = async {
             match &remote {
-                Some(remote) => remote.superseded().await,
+                Some(remote) => remote.closed().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             _ = term.recv() => {}
             _ = interrupt.recv() => {}
-            () = superseded => tracing::error!("another controller drives the host now: this one ends"),
+            reason = lost => tracing::error!(reason, "the host is lost to this controller, which ends"),
         }
         app_at_end.shut_down().await;
     });

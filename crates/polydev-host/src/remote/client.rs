@@ -26,6 +26,7 @@ use crate::{
         CreateVm, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
         handover::VmFacts,
     },
+    usage::HostFigures,
 };
 
 /// Most bytes that an agent is asked for.
@@ -150,6 +151,14 @@ impl RemoteHost {
         }
     }
 
+    /// See [`crate::Host::figures`].
+    pub async fn figures(&self) -> Result<HostFigures, HostError> {
+        match self.core.ask(Request::Figures).await? {
+            Reply::Figures(figures) => Ok(figures),
+            _ => Err(wrong("figures")),
+        }
+    }
+
     /// See [`crate::Host::read_log`].
     pub async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
         if kind == LogKind::Agent
@@ -204,9 +213,10 @@ impl RemoteHost {
         self.core.status()
     }
 
-    /// Returns when another controller has taken over. This one has to end then: its VMs are the other's.
-    pub async fn superseded(&self) {
-        self.core.superseded().await;
+    /// Returns when the host process is lost to this program for good, with the reason: another controller has taken
+    /// over, or the host process speaks another version. The program has to end then.
+    pub async fn closed(&self) -> String {
+        self.core.closed().await
     }
 
     async fn remove(&self, id: VmId, failed: bool) -> Result<(), HostError> {

@@ -10,6 +10,7 @@ use crate::{
     egress::EgressRefused,
     error::HostError,
     host::{CreateVm, HostStatus, LogKind, ReclaimReport, SeenVm, VmKind, WarmPlan, handover::VmFacts},
+    usage::HostFigures,
 };
 
 /// Version of the protocol. Both sides have to speak the same.
@@ -96,6 +97,7 @@ pub(crate) enum Request {
     Reclaim { wanted: Vec<VmId> },
     List,
     Status,
+    Figures,
     ReadLog { id: VmId, kind: LogKind, max_bytes: usize },
     KeepAgentLog { id: VmId, text: String },
     KeptFailed,
@@ -121,6 +123,8 @@ pub(crate) enum Reply {
     Seen(Vec<SeenVm>),
     /// What was removed.
     Reclaimed(ReclaimReport),
+    /// For `/metrics`.
+    Figures(HostFigures),
     /// Ids.
     Ids(Vec<VmId>),
     /// A log.
@@ -145,6 +149,7 @@ impl Request {
             Self::Reclaim { .. } => "reclaim",
             Self::List => "list",
             Self::Status => "status",
+            Self::Figures => "figures",
             Self::ReadLog { .. } => "read_log",
             Self::KeepAgentLog { .. } => "keep_agent_log",
             Self::KeptFailed => "kept_failed",
@@ -158,7 +163,7 @@ impl Request {
     /// Whether a client that only looks may ask.
     pub(crate) const fn only_looks(&self) -> bool {
         match self {
-            Self::List | Self::Status | Self::ReadLog { .. } | Self::KeptFailed => true,
+            Self::List | Self::Status | Self::Figures | Self::ReadLog { .. } | Self::KeptFailed => true,
             Self::Create(_)
             | Self::Adopt { .. }
             | Self::Draw { .. }
@@ -185,6 +190,7 @@ impl Request {
             Self::Draw { .. } | Self::SetWarm(_) | Self::ForgetFailed { .. } => 60,
             Self::List
             | Self::Status
+            | Self::Figures
             | Self::ReadLog { .. }
             | Self::KeepAgentLog { .. }
             | Self::KeptFailed

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
 use polydev_host::{
-    CreateVm, HostError, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
+    CreateVm, HostError, HostFigures, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
     remote::RemoteHost,
 };
 
@@ -51,6 +51,10 @@ impl Machines for RemoteHost {
     }
     async fn forget_failed(&self, id: VmId) -> Result<(), HostError> {
         RemoteHost::forget_failed(self, id).await
+    }
+    async fn figures(&self) -> HostFigures {
+        // While the host is away there is nothing to tell.
+        RemoteHost::figures(self).await.unwrap_or_default()
     }
     async fn prepare_templates(
         &self,

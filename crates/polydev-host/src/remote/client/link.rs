@@ -63,7 +63,7 @@ enum State {
     /// Hello was good.
     Up(Arc<Link>),
     /// For good.
-    Closed { reason: String, superseded: bool },
+    Closed { reason: String },
 }
 
 /// One connection.
@@ -99,7 +99,7 @@ impl Core {
     pub(super) fn ready(&self) -> Result<(), HostError> {
         match &*self.state.borrow() {
             State::Up(_) => Ok(()),
-            State::Down { reason } | State::Closed { reason, .. } => Err(unavailable(reason)),
+            State::Down { reason } | State::Closed { reason } => Err(unavailable(reason)),
         }
     }
 
@@ -108,7 +108,7 @@ impl Core {
     }
 
     pub(super) fn close(&self, reason: &str) {
-        self.state.send_replace(State::Closed { reason: reason.to_owned(), superseded: false });
+        self.state.send_replace(State::Closed { reason: reason.to_owned() });
     }
 
     /// Returns once the first hello was good, or with the last reason why it was not.
@@ -121,14 +121,15 @@ impl Core {
         self.up_within(GRACE).await.map(drop)
     }
 
-    pub(super) async fn superseded(&self) {
+    /// Returns once no connection will be made any more, with the reason.
+    pub(super) async fn closed(&self) -> String {
         let mut state = self.state.subscribe();
-        let by_another = |state: &State| matches!(state, State::Closed { superseded: true, .. });
-        if state.wait_for(by_another).await.is_ok() {
-            return;
+        // The sender is part of this very value: this cannot end without the reason.
+        let _ = state.wait_for(|state| matches!(state, State::Closed { .. })).await;
+        match &*self.state.borrow() {
+            State::Closed { reason } | State::Down { reason } => reason.clone(),
+            State::Up(_) => String::new(),
         }
-        // The sender is part of this very value.
-        std::future::pending().await
     }
 
     pub(super) async fn ask(&self, request: Request) -> Result<Reply, HostError> {
@@ -149,7 +150,7 @@ impl Core {
         let _ = timeout(limit, settled).await;
         match &*self.state.borrow() {
             State::Up(link) => Ok(Arc::clone(link)),
-            State::Down { reason } | State::Closed { reason, .. } => Err(unavailable(reason)),
+            State::Down { reason } | State::Closed { reason } => Err(unavailable(reason)),
         }
     }
 
@@ -215,7 +216,7 @@ pub(super) async fn keep_up(core: Arc<Core>, options: RemoteOptions) {
                 let reason = reason.to_string();
                 tracing::warn!(reason, "connection to the host process lost");
                 core.publish(match superseded {
-                    true => State::Closed { reason, superseded },
+                    true => State::Closed { reason },
                     false => State::Down { reason },
                 });
                 // Whoever waits learns it now.
@@ -223,7 +224,7 @@ pub(super) async fn keep_up(core: Arc<Core>, options: RemoteOptions) {
                 pause = FIRST_PAUSE;
             }
             Err(Refused::Denied(denied @ (Denied::Version { .. } | Denied::User { .. }))) => {
-                core.publish(State::Closed { reason: denied.to_string(), superseded: false });
+                core.publish(State::Closed { reason: denied.to_string() });
             }
             Err(refused) => core.publish(State::Down { reason: refused.to_string() }),
         }

@@ -63,6 +63,7 @@ impl Client {
             }
             Request::List => Reply::Seen(host.list().await?),
             Request::Status => Reply::Done,
+            Request::Figures => Reply::Figures(host.figures()),
             Request::ReadLog { id, kind, max_bytes } => {
                 Reply::Text(host.read_log(id, kind, max_bytes.min(LOG_BYTES_MAX)).await?)
             }
