@@ -68,8 +68,10 @@ mod armed {
         }
         if TRAP.as_ref().is_some_and(|trap| trap.springs_at(name)) {
             let _ = kill_process(getpid(), Signal::KILL);
-            // The signal takes effect before this thread is back in user space.
-            std::process::abort();
+            // Nothing may happen here until the signal takes effect.
+            loop {
+                std::thread::park();
+            }
         }
     }
 

@@ -55,6 +55,8 @@ pub(crate) enum Ask {
     },
     /// No new VMs, none held ready.
     Drain,
+    /// The manager is to end in order. The line may end before the answer.
+    End,
     Status,
 }
 

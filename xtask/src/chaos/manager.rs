@@ -12,10 +12,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{caller::Caller, serve::Config};
+use super::{
+    caller::{Ask, Caller},
+    serve::Config,
+};
 
 /// How long a manager may take until it listens: it tries its driver out first.
 const READY_LIMIT: Duration = Duration::from_secs(120);
+/// How long a manager may take to end when it is asked to.
+const END_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How managers are started.
@@ -101,6 +106,20 @@ impl Manager {
 
     pub(super) fn lives(&mut self) -> Result<bool> {
         Ok(self.child.try_wait().context("look after the manager")?.is_none())
+    }
+
+    /// Has it end in order.
+    pub(super) fn end(mut self, caller: &mut Caller) -> Result<()> {
+        // Either answer will do: it may be gone before it is written.
+        let _ = caller.ask::<()>(&Ask::End);
+        let deadline = Instant::now() + END_LIMIT;
+        while self.lives()? {
+            if Instant::now() > deadline {
+                bail!("the manager does not end within {} s", END_LIMIT.as_secs());
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 
     /// Whether it ended by SIGKILL.

@@ -5,17 +5,12 @@ use std::{
     fs,
     path::Path,
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
 use polydev_core::ids::VmId;
 
 use super::machine::{Found, Machine, ProcessId, names};
 
-/// How long the kernel may take to tear down what was released.
-const SETTLE: Duration = Duration::from_secs(8);
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How deep VMs' control groups lie at most.
 const CGROUP_DEPTH: usize = 6;
 
@@ -50,19 +45,8 @@ impl Baseline {
     }
 }
 
-/// Looks until nothing is left or the kernel has had its time.
-pub(super) fn settled(machine: &Machine, baseline: &Baseline, expected: &Expected<'_>) -> Orphans {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let found = look(machine, baseline, expected);
-        if found.is_empty() || Instant::now() >= deadline {
-            return found;
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-}
-
-fn look(machine: &Machine, baseline: &Baseline, expected: &Expected<'_>) -> Orphans {
+/// Looks once. What was released a moment ago may still be there.
+pub(super) fn look(machine: &Machine, baseline: &Baseline, expected: &Expected<'_>) -> Orphans {
     let mut found = Orphans::new();
     let processes = machine.processes();
     let live = |vm: Option<VmId>| vm.is_some_and(|vm| expected.live.contains(&vm));

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
+    sync::Notify,
 };
 
 use super::caller::{Answer, Ask, Listed, Status};
@@ -52,11 +53,13 @@ impl Config {
 struct Manager {
     host: Host,
     config: Config,
+    end: Notify,
 }
 
 pub(super) fn serve(file: &Path) -> Result<()> {
     let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
     let config: Config = serde_json::from_slice(&text).context("read the manager's configuration")?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -67,11 +70,20 @@ pub(super) fn serve(file: &Path) -> Result<()> {
         // The one before was killed and could not remove it.
         let _ = std::fs::remove_file(&config.socket);
         let listener = UnixListener::bind(&config.socket).context("listen")?;
-        let manager = Arc::new(Manager { host, config });
+        let manager = Arc::new(Manager { host, config, end: Notify::new() });
+        let mut lines = tokio::task::JoinSet::new();
         loop {
-            let (stream, _) = listener.accept().await.context("accept")?;
-            tokio::spawn(Arc::clone(&manager).line(stream));
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let (stream, _) = accepted.context("accept")?;
+                    lines.spawn(Arc::clone(&manager).line(stream));
+                }
+                () = manager.end.notified() => break,
+            }
         }
+        // With the last of them goes the host, which then takes along what it holds for VMs to come.
+        lines.shutdown().await;
+        Ok(())
     })
 }
 
@@ -181,6 +193,10 @@ impl Manager {
             }
             Ask::Warm { high } => {
                 host.set_warm(self.config.warm(high));
+                Value::Null
+            }
+            Ask::End => {
+                self.end.notify_one();
                 Value::Null
             }
             Ask::Drain => json!(host.drain().await?),

@@ -27,6 +27,8 @@ use super::{
 use crate::{compile, random::Random, repo};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How long what was released may take to be gone.
+const SETTLE: Duration = Duration::from_secs(8);
 /// How many of a plan's kills are at a random time, as a divisor.
 const RANDOM_EVERY: usize = 4;
 /// Where a kill was that hit no failpoint.
@@ -165,7 +167,7 @@ impl Suite {
         let killed = self.report.kills_by_name();
         let least = |name: &&String| killed.get(*name).copied().unwrap_or_default();
         let name = reached.iter().min_by_key(least).expect("there is one");
-        let nth = 1 + (self.random.unit() * 3.0) as usize;
+        let nth = 1 + (self.random.unit() * 2.0) as usize;
         Kill::At(name.clone(), if least(&name) == 0 { 1 } else { nth })
     }
 
@@ -203,7 +205,14 @@ impl Suite {
     fn live(&mut self, mut caller: Caller, manager: &mut Manager, began: Instant) -> Result<()> {
         match self.take_over(&mut caller, manager.pid()) {
             Ok(()) => {}
-            Err(Failure::Died) => return Ok(()),
+            Err(Failure::Died) => {
+                // Its end of the line goes before it does.
+                let deadline = Instant::now() + SETTLE;
+                while manager.lives()? && Instant::now() < deadline {
+                    thread::sleep(LOOK_AGAIN);
+                }
+                return Ok(());
+            }
             Err(failure) => {
                 self.report.failed(format!("take-over: {failure}"));
                 return Ok(());
@@ -281,11 +290,24 @@ impl Suite {
         let listed = caller.ask::<Vec<Listed>>(&Ask::List)?;
         self.one_vm_a_slot(&listed);
         self.records_are_complete(&listed);
-        let status: Status = caller.ask(&Ask::Status)?;
-        let live: BTreeSet<VmId> = listed.iter().map(|vm| vm.id).collect();
-        let expected = Expected { live: &live, manager, slots_used: status.slots_used, drained: false };
-        self.report.orphans(orphans::settled(&self.machine, &self.baseline, &expected));
-        Ok(())
+        self.nothing_is_left(caller, manager)
+    }
+
+    /// Looks until nothing is left over, or the kernel and the pool have had their time.
+    fn nothing_is_left(&self, caller: &mut Caller, manager: Option<i32>) -> Result<(), Failure> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let status: Status = caller.ask(&Ask::Status)?;
+            let listed = caller.ask::<Vec<Listed>>(&Ask::List)?;
+            let live: BTreeSet<VmId> = listed.iter().map(|vm| vm.id).collect();
+            let expected = Expected { live: &live, manager, slots_used: status.slots_used, drained: false };
+            let found = orphans::look(&self.machine, &self.baseline, &expected);
+            if found.is_empty() || Instant::now() >= deadline {
+                self.report.orphans(found);
+                return Ok(());
+            }
+            thread::sleep(LOOK_AGAIN * 20);
+        }
     }
 
     fn one_vm_a_slot(&self, listed: &[Listed]) {
@@ -314,7 +336,7 @@ impl Suite {
 
     /// A last manager removes everything, and nothing is left.
     fn last_look(&mut self) -> Result<()> {
-        let (mut manager, caller) = self.starter.start(None)?;
+        let (manager, caller) = self.starter.start(None)?;
         let mut caller = caller.context("a manager without a trap gets ready")?;
         let ended = |failure: Failure| anyhow::anyhow!("last manager: {failure}");
         self.take_over(&mut caller, manager.pid()).map_err(ended)?;
@@ -328,29 +350,34 @@ impl Suite {
         if !listed.is_empty() {
             self.report.failed(format!("VMs are listed after the last was destroyed: {listed:?}"));
         }
-        let status: Status = caller.ask(&Ask::Status).map_err(ended)?;
-        let live = BTreeSet::new();
-        let expected =
-            Expected { live: &live, manager: manager.pid(), slots_used: status.slots_used, drained: true };
-        self.report.orphans(orphans::settled(&self.machine, &self.baseline, &expected));
-        manager.kill()
+        self.nothing_is_left(&mut caller, manager.pid()).map_err(ended)?;
+        manager.end(&mut caller)?;
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let live = BTreeSet::new();
+            let expected = Expected { live: &live, manager: None, slots_used: 0, drained: true };
+            let found = orphans::look(&self.machine, &self.baseline, &expected);
+            if found.is_empty() || Instant::now() >= deadline {
+                self.report.orphans(found);
+                return Ok(());
+            }
+            thread::sleep(LOOK_AGAIN * 20);
+        }
     }
 
     /// Removes what a suite that broke off left.
     fn clear(&mut self) -> Result<()> {
-        if !names_left(&self.machine) {
+        if !is_anything_left(&self.machine) {
             return remove(&self.run_dir);
         }
-        let (mut manager, caller) = self.starter.start(None)?;
-        if let Some(mut caller) = caller {
-            let cleared = caller.ask::<Vec<VmId>>(&Ask::Reclaim { wanted: BTreeSet::new() });
-            if let Err(failure) = cleared {
-                eprintln!("what the suite left cannot be removed: {failure}");
-            }
-            // Best effort: the warm ones.
-            let _ = caller.ask::<serde_json::Value>(&Ask::Drain);
+        let (manager, caller) = self.starter.start(None)?;
+        let mut caller = caller.context("a manager without a trap gets ready")?;
+        let cleared = caller.ask::<Vec<VmId>>(&Ask::Reclaim { wanted: BTreeSet::new() });
+        let drained = caller.ask::<serde_json::Value>(&Ask::Drain);
+        for failure in [cleared.err(), drained.err()].into_iter().flatten() {
+            eprintln!("what the suite left cannot be removed: {failure}");
         }
-        manager.kill()?;
+        manager.end(&mut caller)?;
         remove(&self.run_dir)
     }
 }
@@ -430,15 +457,20 @@ fn check_track(
         || machine.recorded_process(id) != vm.process
         || !vm.process.is_some_and(|it| it.alive())
     {
-        report.lost(format!("VM {id} does not run as it did: {found:?}, was {:?}", vm.process));
+        let record = machine.records().remove(&id).flatten().unwrap_or_default();
+        report.lost(format!(
+            "VM {id} does not run as it did: {found:?}, was {:?}; asked: {doing:?}; record: {record}",
+            vm.process
+        ));
         return track.perform(Operation::Destroy, caller, machine, report);
     }
     track.answers(caller, report)?;
     if track.user.is_some() { track.read_back(caller, report) } else { Ok(()) }
 }
 
-fn names_left(machine: &Machine) -> bool {
-    !super::machine::names(&machine.run.join("vm")).is_empty() || !machine.records().is_empty()
+fn is_anything_left(machine: &Machine) -> bool {
+    let names = |place: &str| super::machine::names(&machine.run.join(place));
+    !names("vm").is_empty() || !names("layers").is_empty() || !machine.records().is_empty()
 }
 
 fn remove(dir: &std::path::Path) -> Result<()> {

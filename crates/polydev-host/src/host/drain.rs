@@ -22,7 +22,9 @@ impl Host {
         self.inner.pool.close();
         let deadline = Instant::now() + LIMIT;
         loop {
-            let left = self.inner.records.all()?.iter().filter(|it| it.state == VmState::Warm).count();
+            let warm = self.inner.records.all()?.iter().filter(|it| it.state == VmState::Warm).count();
+            // One that is just being made has no record yet.
+            let left = warm.max(self.inner.pool.len());
             if left == 0 {
                 return Ok(());
             }

@@ -83,6 +83,11 @@ impl Pool {
         self.wake.notify_one();
     }
 
+    /// VMs that are the pool's, in whatever state.
+    pub(in crate::host) fn len(&self) -> usize {
+        self.state().vms.len()
+    }
+
     /// From now on there is no pool: what waits is removed.
     pub(in crate::host) fn close(&self) {
         let empty = WarmPlan { low: 0, high: 0, vcpus: 0, memory_mib: 0, desktop_px: (0, 0) };
