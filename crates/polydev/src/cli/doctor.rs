@@ -1,5 +1,7 @@
 //! What works on this machine and what does not.
 
+use std::path::Path;
+
 use polydev_host::Host;
 
 use crate::{config::Config, serve};
@@ -49,4 +51,11 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     line(any, "drivers", if any { "at least one works".into() } else { "none works".into() });
     anyhow::ensure!(faults == 0, "{faults} check(s) found a fault");
     Ok(())
+}
+
+/// Free space of the file system that holds `path` or its nearest parent that exists.
+fn free_mib(path: &Path) -> Option<u64> {
+    let existing = path.ancestors().find(|path| path.exists())?;
+    let stat = rustix::fs::statvfs(existing).ok()?;
+    Some((stat.f_bavail * stat.f_frsize) >> 20)
 }
