@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, Read, Write as _},
     path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -97,7 +97,12 @@ impl Inner {
                 // A VM whose agent has not taken its identity, or whose process is another one, is not taken over.
                 let settled = record.phase == Phase::Running && record.process_is_the_one();
                 if !settled || driver.process(id, &dir)? != Process::Alive {
-                    return Err(HostError::NoSuchVm(id));
+                    // Its group stays until it is removed, and with it the reason of its end.
+                    return Err(if self.places.groups.ran_out_of_memory(id) {
+                        HostError::OutOfMemory { id, memory_mib: record.memory_mib }
+                    } else {
+                        HostError::NoSuchVm(id)
+                    });
                 }
                 let limit = driver.info().start_limit;
                 let client = self.connect(&**driver, id, limit).await.map_err(|error| match error {
@@ -433,6 +438,15 @@ impl Inner {
 
     pub(super) fn keep_logs(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
         let archive = self.archive_dir();
+        if self.places.groups.ran_out_of_memory(id) {
+            tracing::warn!(vm.id = %id, "the kernel ended processes of this VM for want of memory");
+            let log = dir.join(LogKind::Driver.file_name());
+            let noted = logs::open_append(&log)
+                .and_then(|mut log| writeln!(log, "the kernel ended processes of this VM for want of memory"));
+            if let Err(error) = noted {
+                tracing::warn!(vm.id = %id, %error, "the log of a VM cannot be written");
+            }
+        }
         let kept = logs::archive(dir, &archive, id, self.config.log_bytes_max);
         let pruned = logs::prune(&archive, self.config.log_vms_max);
         // A full disk must not make a VM immortal: its logs are lost, which the log says.
