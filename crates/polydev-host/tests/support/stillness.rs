@@ -18,6 +18,7 @@ const WATCHED: Duration = Duration::from_secs(2);
 /// Outlives the request that starts it once it is in a session of its own.
 const CLOCK_READER: &str = "setsid sh -c 'while :; do date +%s.%N; sleep 0.1; done' >times 2>&1 </dev/null &
 while ! test -s times; do sleep 0.1; done";
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const ENTROPY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 pub(crate) async fn a_vm_that_lay_down_runs_nothing_before_its_clock_is_set_and_stays_what_it_is() {
@@ -58,6 +59,25 @@ pub(crate) async fn a_vm_that_lay_down_runs_nothing_before_its_clock_is_set_and_
     let late: Vec<_> = before.iter().filter(|time| **time > lay_down + Duration::from_millis(500)).collect();
     assert!(late.is_empty(), "ran on with the old clock after {lay_down:?}: {late:?}");
     // It slept, it was not cloned.
+    assert_eq!(run(&vm, &["cat", "/proc/sys/kernel/random/boot_id"]).await, boot);
+
+    // Saved for real: its clock has stood still meanwhile, and nobody inside may read it before it is set. The time is
+    // that of the host again, from here on.
+    host.hibernate(vm.id).await.unwrap();
+    let (saved, watched) = (now(), Instant::now());
+    while watched.elapsed() < WATCHED {
+        assert_eq!(host.list().await.unwrap().len(), 1, "it is not given up");
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    let woken = now();
+    let resumed = host.resume(vm.id).await.unwrap();
+    assert_eq!(resumed.memory_lost, None);
+    let vm = resumed.vm;
+    let goes_on =
+        async { while !times(&vm).await.iter().any(|time| (woken..began + SLEPT).contains(time)) {} };
+    timeout(machine.patience(), goes_on).await.expect("it goes on");
+    let late: Vec<_> = times(&vm).await.into_iter().filter(|time| (saved..woken).contains(time)).collect();
+    assert!(late.is_empty(), "ran with the clock of when it was saved, {saved:?}: {late:?}");
     assert_eq!(run(&vm, &["cat", "/proc/sys/kernel/random/boot_id"]).await, boot);
     host.destroy(vm.id).await.unwrap();
     drop((vm, host));
