@@ -20,7 +20,8 @@ use tokio::{
 
 use crate::{
     Surroundings, catcher::Catcher, channel, desktop::Desktop, events::Events, freezer, identity, log::Log,
-    login::LoginSlot, machine, mux::Opener, process::base_env, reaper::Reaper, shim, terminal::Terminals,
+    login::LoginSlot, machine, mux::Opener, network, process::base_env, reaper::Reaper, shim,
+    terminal::Terminals,
 };
 
 /// How long the last reply may take to leave before the connection is cut.
@@ -96,9 +97,15 @@ fn start(agent: &Rc<Agent>) {
         Surroundings::Vm => freezer::prepare(),
         Surroundings::Container => Ok(()),
     };
+    let device = if agent.surroundings == Surroundings::Vm && network::is_there(Surroundings::Vm) {
+        network::set_up()
+    } else {
+        Ok(())
+    };
     for (what, result) in [
         ("freezer", freezer),
         ("loopback", machine::loopback_up()),
+        ("network device", device),
         ("places", identity::prepare_places()),
         ("shim", shim::install()),
     ] {

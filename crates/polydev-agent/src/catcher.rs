@@ -29,6 +29,7 @@ use tokio::{
 use crate::{
     agent::Agent,
     mux::{Stream, read_frame, write_frame},
+    network,
 };
 
 const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 53), 53);
@@ -85,6 +86,12 @@ pub(crate) async fn set_allowed(agent: &Rc<Agent>, allowed: bool) -> io::Result<
     if running {
         return Ok(());
     }
+    if network::is_there(agent.surroundings) {
+        // Names and connections are the gateway's.
+        let task = tokio::task::spawn_local(network::report_refusals(agent.clone())).abort_handle();
+        agent.catcher.tasks.borrow_mut().push(task);
+        return Ok(());
+    }
     let udp = UdpSocket::bind(RESOLVER).await?;
     let tcp = TcpListener::bind(RESOLVER).await?;
     let limit = Rc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -103,7 +110,11 @@ pub(crate) async fn set_allowed(agent: &Rc<Agent>, allowed: bool) -> io::Result<
 }
 
 impl Catcher {
-    pub(crate) fn traffic(&self, host: &str) -> Traffic {
+    /// What went to and came from one host.
+    pub(crate) async fn traffic(&self, agent: &Agent, host: &str) -> Traffic {
+        if network::is_there(agent.surroundings) {
+            return network::traffic(host).await;
+        }
         self.traffic.borrow().get(host).copied().unwrap_or_default()
     }
 
@@ -113,6 +124,14 @@ impl Catcher {
             traffic.clear();
         }
         change(traffic.entry(host.to_owned()).or_default());
+    }
+
+    /// Says that a host was refused, not too often.
+    pub(crate) fn report(&self, agent: &Agent, host: &str, why: &str) {
+        if self.may_report(host) {
+            agent.log.note("egress", format_args!("{host} refused: {why}"));
+            agent.events.emit(AgentEvent::EgressRefused { host: host.to_owned() });
+        }
     }
 
     fn may_report(&self, host: &str) -> bool {
@@ -192,10 +211,7 @@ async fn carry(agent: Rc<Agent>, socket: TcpStream) -> io::Result<()> {
         Ok(stream) => stream,
         Err(why) => {
             agent.catcher.count(&host, |traffic| traffic.refused += 1);
-            if agent.catcher.may_report(&host) {
-                agent.log.note("egress", format_args!("{host}:{} refused: {why}", destination.port()));
-                agent.events.emit(AgentEvent::EgressRefused { host });
-            }
+            agent.catcher.report(&agent, &host, &why);
             // A reset instead of an orderly end: programs then say "connection refused or reset", not "empty answer".
             let _ = socket.set_zero_linger();
             return Ok(());

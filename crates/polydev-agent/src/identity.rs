@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    net::Ipv4Addr,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
     rc::Rc,
@@ -11,7 +12,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use polydev_core::{
-    guest::{CLI_USER, RUN_DIR},
+    guest::{CLI_USER, RUN_DIR, network::GATEWAY},
     wire::{ErrorCode, Identity, Refusal, Reply},
 };
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -22,7 +23,7 @@ use crate::{
     agent::Agent,
     browser, catcher, clone,
     control::{refuse, refuse_os},
-    freezer,
+    freezer, network,
 };
 
 /// Least and most bytes of entropy.
@@ -94,11 +95,12 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     }
     best_effort("profile's lock", browser::rename_lock(&identity.hostname));
     let name = &identity.hostname;
+    let resolver = if network::is_there(agent.surroundings) { GATEWAY } else { Ipv4Addr::new(127, 0, 0, 53) };
     for (path, content) in [
         ("/etc/hostname", format!("{name}\n")),
         (MACHINE_ID, format!("{}\n", identity.machine_id)),
         ("/etc/hosts", format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n")),
-        ("/etc/resolv.conf", "nameserver 127.0.0.53\noptions timeout:2 attempts:2\n".to_owned()),
+        ("/etc/resolv.conf", format!("nameserver {resolver}\noptions timeout:2 attempts:2\n")),
     ] {
         replace(Path::new(path), &content).map_err(|error| refuse_os(path, &error))?;
     }

@@ -25,6 +25,7 @@ mod log;
 mod login;
 mod machine;
 mod mux;
+mod network;
 mod page;
 mod process;
 mod reaper;

@@ -92,7 +92,7 @@ fn begin(agent: &Rc<Agent>, url: String) {
 async fn show(agent: &Rc<Agent>, url: &str) -> Result<(), String> {
     let mut deadline = Instant::now() + LIMIT;
     let parsed = HttpUrl::parse(url).map_err(|error| error.to_string())?;
-    let before = agent.catcher.traffic(&parsed.host);
+    let before = agent.catcher.traffic(agent, &parsed.host).await;
     let mut tries = TRIES.into_iter().chain(std::iter::repeat(TRIES[TRIES.len() - 1]));
     let began = Instant::now();
     let mut answered = false;
@@ -107,7 +107,7 @@ async fn show(agent: &Rc<Agent>, url: &str) -> Result<(), String> {
         let patience = tries.next().unwrap_or(LIMIT);
         let mut handed_over_at = None;
         loop {
-            let now = agent.catcher.traffic(&parsed.host);
+            let now = agent.catcher.traffic(agent, &parsed.host).await;
             if !answered && (parsed.is_loopback() || now.bytes_back > before.bytes_back) {
                 answered = true;
                 deadline = Instant::now() + LIMIT;

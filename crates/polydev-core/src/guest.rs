@@ -52,10 +52,13 @@ pub mod network {
     pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xfc, 0x00, 0x00, 0x00, 0x06];
     /// Longest packet.
     pub const MTU: u32 = 1500;
-    /// Where the gateway takes HTTP CONNECT, and says what became of a host's connections.
+    /// Where the gateway takes HTTP CONNECT, and says what becomes of connections.
     pub const PROXY_PORT: u16 = 3128;
     /// Path of a request to [`PROXY_PORT`] before a host's name; the answer is a [`Traffic`] as JSON.
     pub const TRAFFIC_PATH: &str = "/traffic/";
+
+    /// Path of a request to [`PROXY_PORT`] whose answer names each host that is refused from then on, one a line.
+    pub const REFUSALS_PATH: &str = "/refusals";
 
     /// What went to and came from one host so far.
     #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -90,6 +90,8 @@ impl Place {
             log_bytes_max: 1 << 20,
             log_vms_max: 300,
             keep_failed: false,
+            network: polydev_host::NetworkMode::Channel,
+            egress_limits: polydev_host::EgressLimits::default(),
             capacity: None,
             resources: Resources::default(),
         }

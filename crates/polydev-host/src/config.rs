@@ -30,6 +30,17 @@ pub struct Capacity {
     pub vcpus_per_core: u64,
 }
 
+/// How a VM's traffic gets to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// As streams on the guest channel: the VM has no network device.
+    #[default]
+    Channel,
+    /// Through a network device whose only other end is the host's gateway ([`crate::net`]).
+    Tap,
+}
+
 /// Places, sizes and limits.
 #[derive(Debug, Clone)]
 pub struct HostConfig {
@@ -57,6 +68,10 @@ pub struct HostConfig {
     pub keep_failed: bool,
     /// When a VM is refused for want of memory or cores; `None`: never.
     pub capacity: Option<Capacity>,
+    /// How new VMs' traffic gets to the host.
+    pub network: NetworkMode,
+    /// What each VM may use of its way out.
+    pub egress_limits: crate::egress::EgressLimits,
     /// What VMs may take of the machine.
     pub resources: Resources,
 }

@@ -1,8 +1,15 @@
-//! The way out of a VM: the guest asks, a handler of the controller decides and connects.
+//! The way out of a VM: the guest asks, a handler of the controller decides and connects. Each VM has an account of
+//! what it may use and did use.
+
+mod account;
+mod bucket;
 
 use async_trait::async_trait;
 use polydev_core::ids::VmId;
 use tokio::net::TcpStream;
+
+pub(crate) use account::{Account, Accounts};
+pub use account::{EgressLimits, EgressUsage};
 
 /// A connection that was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]

@@ -137,6 +137,14 @@ pub enum HostError {
         /// How that was noticed.
         detail: String,
     },
+    /// The VM's network cannot be made or removed.
+    #[error("network of VM {id}: {reason}")]
+    NoNetwork {
+        /// Which.
+        id: VmId,
+        /// Why, as [`crate::net::NetworkError`] says it.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("{op}: {source}")]
     Os {
@@ -170,7 +178,9 @@ impl HostError {
         move |source| {
             let (op, source) = (op.into(), source.into());
             match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { what: op, room: None },
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Self::NoSpace { what: op, room: None }
+                }
                 _ => Self::Os { op, source },
             }
         }

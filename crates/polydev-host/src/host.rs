@@ -7,6 +7,7 @@ mod failed;
 pub(crate) mod handover;
 mod hibernate;
 mod lifecycle;
+mod network;
 mod pool;
 mod reclaim;
 
@@ -28,14 +29,15 @@ pub use self::{hibernate::Resumed, pool::WarmPlan};
 pub use crate::error::HostError;
 use crate::{
     agent::AgentClient,
-    config::HostConfig,
+    config::{HostConfig, NetworkMode},
     driver::{
         Driver, Places,
         probe::{self, DriverProbe},
     },
-    egress::EgressHandler,
+    egress::{Accounts, EgressHandler, EgressUsage},
     golden::GoldenImage,
     logs,
+    net::Networks,
     record::{Records, VmRecord, VmState},
     slots::Slots,
     space,
@@ -177,6 +179,8 @@ struct Inner {
     drivers: Vec<Arc<dyn Driver>>,
     records: Records,
     slots: Mutex<Slots>,
+    networks: Networks,
+    accounts: Accounts,
     fast_start: Mutex<FastStart>,
     cells: Mutex<BTreeMap<VmId, Cell>>,
     /// VMs that sleep.
@@ -221,14 +225,24 @@ impl Host {
     ) -> Result<Self, HostError> {
         let records = Records::open(places.data.join("vms"))?;
         let mut slots = Slots::new(config.slots);
+        let mut networks = Networks::open(&places.run, config.slots);
+        let accounts = Accounts::new(config.egress_limits);
         let (mut asleep, mut warm) = (BTreeSet::new(), Vec::new());
         for record in records.all()? {
             slots.note(record.slot, record.id);
+            if record.network == NetworkMode::Tap {
+                networks.note(record.slot);
+            }
             match record.state {
                 VmState::Active => {}
                 VmState::Warm => warm.push(record.id),
                 VmState::Hibernated => drop(asleep.insert(record.id)),
             }
+        }
+        if config.network == NetworkMode::Tap
+            && let Some(driver) = drivers.first()
+        {
+            networks.make_ahead(network::link_kind(&**driver));
         }
         let slots = Mutex::new(slots);
         let cells = Mutex::default();
@@ -241,6 +255,8 @@ impl Host {
             drivers,
             records,
             slots,
+            networks,
+            accounts,
             fast_start,
             cells,
             asleep: Mutex::new(asleep),
@@ -325,6 +341,11 @@ impl Host {
     /// Destroys every VM not in `wanted` and sweeps leftovers.
     pub async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
         self.inner.reclaim(wanted).await
+    }
+
+    /// What a VM used of its way out since this process knows it.
+    pub fn egress_usage(&self, id: VmId) -> Option<EgressUsage> {
+        self.inner.accounts.usage(id)
     }
 
     /// The end of a VM's log, alive or archived.

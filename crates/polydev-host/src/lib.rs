@@ -19,6 +19,7 @@ mod launch;
 mod logs;
 mod machine;
 mod mounts;
+pub mod net;
 mod process;
 mod record;
 pub mod remote;
@@ -31,10 +32,10 @@ pub use agent::{
     AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,
 };
 pub use cgroup::{Support as CgroupSupport, Version as CgroupVersion, support as cgroup_support};
-pub use config::{Capacity, DriverChoice, HostConfig, Resources};
+pub use config::{Capacity, DriverChoice, HostConfig, NetworkMode, Resources};
 pub use driver::user_disk::measure as measure_user_disk;
 pub use driver::{Hibernation, probe::DriverProbe};
-pub use egress::{EgressHandler, EgressRefused, NoEgress};
+pub use egress::{EgressHandler, EgressLimits, EgressRefused, EgressUsage, NoEgress};
 pub use error::{HostError, Room};
 pub use host::{
     CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,

@@ -13,6 +13,7 @@ use polydev_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::NetworkMode,
     error::HostError,
     host::VmKind,
     process::{self, ProcessIdentity},
@@ -57,6 +58,9 @@ pub struct VmRecord {
     /// What its agent was last told it is, without the entropy; told again when it wakes.
     #[serde(default)]
     pub identity: Option<Identity>,
+    /// How its traffic gets to the host. Missing in older records, which are of VMs without a device.
+    #[serde(default)]
+    pub network: NetworkMode,
 }
 
 /// What is being done with a VM: written before the step, so a later process knows what may be half done.

@@ -59,7 +59,7 @@ async fn an_agent_on_a_vsock_says_hello_takes_its_identity_and_meets_a_second_ho
 
     let connect = async || {
         let connector = Arc::new(Vsock { socket: dir.path().join("v.sock") });
-        let options = LinkOptions { vm: machine::new_id(), egress: Arc::new(NoEgress), slow_factor: 6 };
+        let options = LinkOptions::new(machine::new_id(), Arc::new(NoEgress), 6);
         AgentClient::connect(connector, options, LIMIT).await
     };
     let agent = match connect().await {

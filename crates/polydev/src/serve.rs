@@ -171,6 +171,8 @@ pub(crate) fn host_config(config: &Config) -> HostConfig {
         log_vms_max: config.vms.log_vms_max,
         keep_failed: config.vms.keep_failed,
         capacity: Some(config.vms.capacity),
+        network: config.vms.network,
+        egress_limits: polydev_host::EgressLimits::default(),
         resources: config.vms.resources,
     }
 }

@@ -106,6 +106,8 @@ async fn open(config: &Config) -> Result<Host, HostError> {
         log_bytes_max: 1 << 20,
         log_vms_max: 10,
         keep_failed: false,
+        network: polydev_host::NetworkMode::Channel,
+        egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
         capacity: None,
     };

@@ -6,18 +6,12 @@ use polydev_core::{
     ids::VmId,
     wire::{EgressReply, StreamHeader, frame},
 };
-use tokio::{
-    io::{AsyncWriteExt, copy_bidirectional},
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, time::timeout};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use super::{link::LinkOptions, session};
-use crate::egress::EgressHandler;
+use crate::egress::{Account, EgressHandler};
 
-/// Most connections of one VM at a time.
-const CONNECTIONS: usize = 256;
 /// How long the guest may take to say where it wants to go.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the handler may take.
@@ -30,7 +24,7 @@ const HOST_MAX: usize = 253;
 pub(super) struct Gate {
     vm: VmId,
     handler: Arc<dyn EgressHandler>,
-    free: Arc<Semaphore>,
+    account: Arc<Account>,
     slow_factor: u32,
 }
 
@@ -39,7 +33,7 @@ impl Gate {
         Self {
             vm: options.vm,
             handler: Arc::clone(&options.egress),
-            free: Arc::new(Semaphore::new(CONNECTIONS)),
+            account: Arc::clone(&options.account),
             slow_factor: options.slow_factor,
         }
     }
@@ -48,12 +42,13 @@ impl Gate {
     pub(super) async fn serve(self, stream: yamux::Stream) {
         let mut stream = stream.compat();
         // A stream that the table has no room for is dropped, which closes it.
-        let Ok(_place) = self.free.try_acquire() else { return };
+        let Some(_place) = self.account.place() else { return };
         let header = timeout(HEADER_LIMIT * self.slow_factor, session::receive(&mut stream)).await;
         let Ok(Ok(StreamHeader::Egress { host, port })) = header else {
             tracing::debug!(vm.id = %self.vm, "guest opened a stream that is no egress");
             return;
         };
+        let opening = self.account.opening().await;
         let connected = if host.is_empty() || host.len() > HOST_MAX || port == 0 {
             Err("malformed destination".to_owned())
         } else {
@@ -62,6 +57,11 @@ impl Gate {
                 Err(_) => Err("connecting took too long".to_owned()),
             }
         };
+        drop(opening);
+        match &connected {
+            Ok(_) => self.account.connected(&host),
+            Err(_) => self.account.refused(&host),
+        }
         let (reply, far) = match connected {
             Ok(far) => (EgressReply::Connected, Some(far)),
             Err(reason) => (EgressReply::Refused { reason }, None),
@@ -71,8 +71,8 @@ impl Gate {
             return;
         }
         match far {
-            Some(mut far) => {
-                if let Err(error) = copy_bidirectional(&mut stream, &mut far).await {
+            Some(far) => {
+                if let Err(error) = self.account.carry(&host, &mut stream, far).await {
                     tracing::trace!(vm.id = %self.vm, %error, "egress connection ended");
                 }
             }

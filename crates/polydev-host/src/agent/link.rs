@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::session::{self, Ended, Session};
-use crate::egress::EgressHandler;
+use crate::egress::{Account, EgressHandler};
 
 /// First pause before dialling again; short, because a container's agent listens within some 10 ms.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -49,8 +49,17 @@ pub struct LinkOptions {
     pub vm: VmId,
     /// Decides about the guest's connections.
     pub egress: Arc<dyn EgressHandler>,
+    /// What they may use and did use.
+    pub(crate) account: Arc<Account>,
     /// Multiplies every deadline: 1 at native speed, more for emulated VMs.
     pub slow_factor: u32,
+}
+
+impl LinkOptions {
+    /// With an account of its own for what the guest uses.
+    pub fn new(vm: VmId, egress: Arc<dyn EgressHandler>, slow_factor: u32) -> Self {
+        Self { vm, egress, account: Arc::default(), slow_factor }
+    }
 }
 
 /// How the connection is.

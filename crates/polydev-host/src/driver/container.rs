@@ -31,10 +31,13 @@ use super::{
 use crate::{
     agent::Connector,
     command::{command, run},
+    config::NetworkMode,
     error::HostError,
     golden::GoldenImage,
     host::{LogKind, VmKind},
-    logs, mounts, process,
+    logs, mounts,
+    net::guest_namespace_of,
+    process,
     record::VmRecord,
 };
 
@@ -149,7 +152,9 @@ impl Driver for ContainerDriver {
         make_dir(&channel, 0o700)?;
         make_dir(&bundle, 0o700)?;
         let desktop = (vm.kind == VmKind::Browser).then_some(self.programs.desktop.as_path());
+        let netns = (vm.network == NetworkMode::Tap).then(|| guest_namespace_of(&self.places.run, vm.slot));
         let config = oci::config(&oci::Container {
+            netns: netns.as_deref(),
             vm,
             root: &root,
             channel: &channel,

@@ -51,9 +51,10 @@ impl FirecrackerDriver {
     async fn machine(&self, vm: &VmRecord) -> Result<Machine, HostError> {
         let (names, disk): (&[&str], _) = match &vm.kind {
             VmKind::Browser => (&["tools", "desktop", "base"], None),
-            VmKind::Cli { user } => {
-                (&["tools", "base"], Some(user_disk::open(&self.places.user(user), &self.places.resources).await?))
-            }
+            VmKind::Cli { user } => (
+                &["tools", "base"],
+                Some(user_disk::open(&self.places.user(user), &self.places.resources).await?),
+            ),
         };
         let layers = self.image.layers(names)?;
         Ok(Machine {

@@ -81,7 +81,7 @@ pub(crate) async fn choose(
     };
     let (place, image) = (|| places.clone(), || image.clone());
     let container = Arc::new(ContainerDriver::new(place(), image(), programs.clone()));
-    let qemu = Arc::new(QemuDriver::new(place(), image(), programs.clone(), accel));
+    let qemu = Arc::new(QemuDriver::new(place(), image(), programs.clone(), accel, config.network));
     let firecracker =
         Arc::new(FirecrackerDriver::new(place(), image(), programs, firecracker::PROGRAM.into()));
     let mut drivers: Vec<Arc<dyn Driver>> = vec![container, qemu, firecracker];

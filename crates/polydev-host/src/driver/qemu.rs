@@ -29,11 +29,13 @@ use super::{
 };
 use crate::{
     agent::Connector,
+    config::NetworkMode,
     error::HostError,
     golden::{GoldenImage, Layer},
     host::{LogKind, VmKind},
     launch::Launch,
     mounts,
+    net::namespace_of,
     record::VmRecord,
 };
 
@@ -60,12 +62,20 @@ pub(crate) struct QemuDriver {
     image: GoldenImage,
     programs: Programs,
     accel: Accel,
+    /// Of the template, and so of the VMs that are restored from it.
+    network: NetworkMode,
     making: tokio::sync::Mutex<()>,
 }
 
 impl QemuDriver {
-    pub(crate) fn new(places: Places, image: GoldenImage, programs: Programs, accel: Accel) -> Self {
-        Self { places, image, programs, accel, making: tokio::sync::Mutex::default() }
+    pub(crate) fn new(
+        places: Places,
+        image: GoldenImage,
+        programs: Programs,
+        accel: Accel,
+        network: NetworkMode,
+    ) -> Self {
+        Self { places, image, programs, accel, network, making: tokio::sync::Mutex::default() }
     }
 
     fn layers(&self, kind: &VmKind) -> Result<Vec<Layer>, HostError> {
@@ -73,6 +83,11 @@ impl QemuDriver {
             VmKind::Browser => &["tools", "desktop", "base"],
             VmKind::Cli { .. } => &["tools", "base"],
         })
+    }
+
+    /// The namespace with the VM's TAP, if it has one.
+    fn netns(&self, vm: &VmRecord) -> Option<PathBuf> {
+        (vm.network == NetworkMode::Tap).then(|| namespace_of(&self.places.run, vm.slot))
     }
 
     fn initrd(&self) -> Result<PathBuf, HostError> {
@@ -96,12 +111,14 @@ impl QemuDriver {
             initrd,
             layers,
             disk,
+            netns: None,
         }
     }
 
     /// Starts QEMU in `dir`.
     async fn launch(&self, id: VmId, dir: &Path, machine: &Machine<'_>) -> Result<(), HostError> {
-        self.launch_with(id, dir, (machine.vcpus, machine.memory_mib), machine.arguments()).await
+        self.launch_with(id, dir, (machine.vcpus, machine.memory_mib), machine.arguments(), machine.netns)
+            .await
     }
 
     async fn launch_with(
@@ -110,6 +127,7 @@ impl QemuDriver {
         dir: &Path,
         (vcpus, memory_mib): (u8, u32),
         arguments: Vec<OsString>,
+        netns: Option<&Path>,
     ) -> Result<(), HostError> {
         let overhead_mib = match self.accel {
             Accel::Kvm => 0,
@@ -126,7 +144,7 @@ impl QemuDriver {
             dir,
             log: &dir.join(LogKind::Driver.file_name()),
             groups: &groups,
-            netns: None,
+            netns,
         };
         launch.start().await.map_err(|error| error.of_vm(id))
     }
@@ -159,8 +177,9 @@ impl Driver for QemuDriver {
         let initrd = self.initrd()?;
         let size = Size { vcpus: vm.vcpus, memory_mib: vm.memory_mib };
         let disk = match &vm.kind {
-            VmKind::Browser => match self.template(&size, &initrd) {
-                Some(template) => match self.restore(vm.id, dir, &size, &initrd, &template).await {
+            // A template has one kind of network; a VM of before another configuration has a record that says the other.
+            VmKind::Browser => match self.template(&size, &initrd).filter(|_| vm.network == self.network) {
+                Some(template) => match self.restore(vm, dir, &size, &initrd, &template).await {
                     Ok(()) => return Ok(()),
                     Err(error) => {
                         tracing::warn!(vm.id = %vm.id, %error, "restore failed; booting instead");
@@ -171,10 +190,14 @@ impl Driver for QemuDriver {
                 },
                 None => None,
             },
-            VmKind::Cli { user } => Some(user_disk::open(&self.places.user(user), &self.places.resources).await?),
+            VmKind::Cli { user } => {
+                Some(user_disk::open(&self.places.user(user), &self.places.resources).await?)
+            }
         };
         let layers = self.layers(&vm.kind)?;
+        let netns = self.netns(vm);
         let machine = self.machine(&size, &initrd, &layers, disk.as_deref(), Memory::Plain);
+        let machine = Machine { netns: netns.as_deref(), ..machine };
         self.launch(vm.id, dir, &machine).await
     }
 

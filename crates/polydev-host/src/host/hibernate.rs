@@ -152,6 +152,7 @@ impl Inner {
             failpoint::reach("resume/before-record");
             self.note_phase(&mut record, Phase::Resuming)?;
             failpoint::reach("resume/recorded");
+            self.keep_network(&record).await?;
             memory_lost = self.let_go_on(&*driver, &record, &dir).await?;
             failpoint::reach("resume/woken");
         }

@@ -110,6 +110,7 @@ impl Inner {
                     AgentError::Closed => HostError::NoSuchVm(id),
                     source => HostError::Identity { id, source },
                 })?;
+                self.open_gateway(&record).await?;
                 agent.insert(client).clone()
             }
         };
@@ -176,6 +177,7 @@ impl Inner {
             boot_id: Some(process::boot_id().to_owned()),
             process: None,
             identity: Some(without_entropy(&create.identity)),
+            network: self.config.network,
         };
         failpoint::reach("create/before-record");
         if let VmKind::Cli { user } = &create.kind {
@@ -210,6 +212,7 @@ impl Inner {
                 Some(Step::Start) => {
                     failpoint::reach("create/recorded");
                     self.make_dir(record, &dir)?;
+                    self.take_network(record).await?;
                     failpoint::reach("create/before-start");
                     driver.start(record, &dir).await.map_err(|error| self.with_last_words(error, &dir))?;
                     failpoint::reach("create/started");
@@ -218,6 +221,7 @@ impl Inner {
                 }
                 Some(Step::Connect) => match self.connect(&*driver, id, driver.info().start_limit).await {
                     Ok(connected) => {
+                        self.open_gateway(record).await?;
                         client = Some(connected);
                         link = Link::Up;
                     }
@@ -339,6 +343,9 @@ impl Inner {
                         self.release(&**driver, id, &dir).await?;
                     }
                     Step::Forget => {
+                        if let Some(record) = &record {
+                            self.give_network_back(record).await?;
+                        }
                         self.records.remove(id)?;
                         failpoint::reach("destroy/forgotten");
                     }
@@ -356,6 +363,7 @@ impl Inner {
         }
         self.slots().give_back(id);
         self.asleep().remove(&id);
+        self.accounts.forget(id);
         self.drop_cell(id);
         if steps > 0 {
             tracing::info!(vm.id = %id, elapsed_ms = elapsed_ms(began), "VM gone");
@@ -396,7 +404,8 @@ impl Inner {
     ) -> Result<AgentClient, AgentError> {
         let connector = driver.connector(id, &self.places.vm(id));
         let slow_factor = driver.info().slow_factor;
-        let options = LinkOptions { vm: id, egress: Arc::clone(&self.egress), slow_factor };
+        let (egress, account) = (Arc::clone(&self.egress), self.accounts.of(id));
+        let options = LinkOptions { vm: id, egress, account, slow_factor };
         AgentClient::connect(connector, options, limit).await
     }
 

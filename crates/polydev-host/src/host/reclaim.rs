@@ -54,6 +54,10 @@ impl Inner {
             );
         }
         self.sweep(&mut report.swept)?;
+        match self.networks.sweep().await {
+            Ok(swept) => report.swept.extend(swept),
+            Err(error) => tracing::error!(%error, "networks of slots without VMs cannot be removed"),
+        }
         match first_error {
             Some(error) => Err(error),
             None => Ok(report),

@@ -256,7 +256,7 @@ impl RemoteHost {
             return Ok(Vm { id, kind, slot, agent });
         }
         let connector = Arc::new(RemoteConnector::new(Arc::clone(&self.core), id));
-        let options = LinkOptions { vm: id, egress: self.core.egress(), slow_factor };
+        let options = LinkOptions::new(id, self.core.egress(), slow_factor);
         let connected = timeout(answer_limit, AgentClient::connect(connector, options, answer_limit)).await;
         let limit_ms = u64::try_from(answer_limit.as_millis()).unwrap_or(u64::MAX);
         let agent = match connected {

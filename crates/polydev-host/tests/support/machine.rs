@@ -205,6 +205,8 @@ fn config(kind: &Kind, dir: &Path) -> HostConfig {
         log_vms_max: 10,
         keep_failed: false,
         capacity: None,
+        network: polydev_host::NetworkMode::Channel,
+        egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
     }
 }

@@ -278,9 +278,10 @@ impl From<HostError> for Problem {
             HostError::NotHibernatable { .. } => Code::Conflict,
             HostError::HibernateFailed { .. } => Code::HibernateFailed,
             HostError::NoSuchVm(_) => Code::NotFound,
-            HostError::OutOfMemory { .. } | HostError::StartFailed { .. } | HostError::AgentSilent { .. } | HostError::Identity { .. } => {
-                Code::VmUnavailable
-            }
+            HostError::OutOfMemory { .. }
+            | HostError::StartFailed { .. }
+            | HostError::AgentSilent { .. }
+            | HostError::Identity { .. } => Code::VmUnavailable,
             _ => return Self::internal(&error),
         };
         Self::new(code, error.to_string())

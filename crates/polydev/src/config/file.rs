@@ -20,6 +20,7 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("host", "data_dir", "host_data_dir"),
     ("vms", "driver", "driver"),
     ("vms", "slots", "slots"),
+    ("vms", "network", "network"),
     ("vms", "overlay_dir", "overlay_dir"),
     ("vms", "egress_routes", "egress_routes"),
     ("vms", "egress", "egress"),

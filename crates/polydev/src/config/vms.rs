@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use polydev_core::ids::Slot;
-use polydev_host::{Capacity, DriverChoice, Resources};
+use polydev_host::{Capacity, DriverChoice, NetworkMode, Resources};
 
 use super::Settings;
 
@@ -71,6 +71,8 @@ pub struct VmsConfig {
     pub hibernate_after: Option<Duration>,
     /// When a VM is refused for want of memory or cores.
     pub capacity: Capacity,
+    /// How VMs' traffic gets to the host.
+    pub network: NetworkMode,
     /// What they may take of the machine.
     pub resources: Resources,
 }
@@ -117,6 +119,7 @@ impl VmsConfig {
             warm,
             hibernate_after: (hibernate_after_s > 0).then(|| Duration::from_secs(hibernate_after_s)),
             capacity,
+            network: settings.get("network", Network(NetworkMode::Channel)).0,
             resources: resources(settings),
         }
     }
@@ -160,6 +163,16 @@ fn resources(settings: &mut Settings) -> Resources {
             0,
             1 << 24,
         )) << 20,
+    }
+}
+
+struct Network(NetworkMode);
+
+impl FromStr for Network {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed: Result<NetworkMode, _> = serde_json::from_value(text.into());
+        parsed.map(Self).map_err(|_| "must be `channel` or `tap`")
     }
 }
 

@@ -363,6 +363,8 @@ impl Builder {
             log_bytes_max: 1 << 20,
             log_vms_max: 20,
             keep_failed: config.vms.keep_failed,
+            network: config.vms.network,
+            egress_limits: polydev_host::EgressLimits::default(),
             capacity: None,
             resources: config.vms.resources,
         };

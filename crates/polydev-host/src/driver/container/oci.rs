@@ -79,6 +79,8 @@ pub(super) struct Container<'a> {
     pub(super) instance: &'a str,
     pub(super) cgroup: String,
     pub(super) limits: Limits,
+    /// File that names the network namespace it is to be in; none: a new one with loopback only.
+    pub(super) netns: Option<&'a Path>,
 }
 
 fn block_io(limits: &Limits) -> Value {
@@ -89,7 +91,7 @@ fn block_io(limits: &Limits) -> Value {
 
 /// The whole `config.json`.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { vm, root, channel, agent, desktop, instance, cgroup, limits } = container;
+    let Container { vm, root, channel, agent, desktop, instance, cgroup, limits, netns } = container;
     let channel_target = Path::new(guest::CONTAINER_CHANNEL).parent().unwrap_or(Path::new(guest::RUN_DIR));
     let mut mounts = base_mounts(vm);
     mounts.push(bind(agent, Path::new(guest::AGENT_PATH), &["ro", "nosuid", "nodev"]));
@@ -97,6 +99,14 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         mounts.push(bind(desktop, Path::new(guest::DESKTOP_PATH), &["ro", "nosuid", "nodev"]));
     }
     mounts.push(bind(channel, channel_target, &["rw", "nosuid", "nodev", "noexec"]));
+    let mut env = vec![
+        format!("PATH={}", guest::PATH),
+        format!("{VM_VARIABLE}={}", vm.id),
+        format!("{INSTANCE_VARIABLE}={instance}"),
+    ];
+    if netns.is_some() {
+        env.push(format!("{}=tap", guest::NETWORK_VARIABLE));
+    }
     json!({
         "ociVersion": "1.0.2",
         "hostname": vm.hostname,
@@ -106,11 +116,7 @@ pub(super) fn config(container: &Container<'_>) -> Value {
             "user": { "uid": 0, "gid": 0 },
             "cwd": "/",
             "args": [guest::AGENT_PATH, "--container"],
-            "env": [
-                format!("PATH={}", guest::PATH),
-                format!("{VM_VARIABLE}={}", vm.id),
-                format!("{INSTANCE_VARIABLE}={instance}"),
-            ],
+            "env": env,
             "noNewPrivileges": true,
             "capabilities": {
                 "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
@@ -120,7 +126,7 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         "mounts": mounts,
         "linux": {
             "cgroupsPath": cgroup,
-            "namespaces": namespaces(),
+            "namespaces": namespaces(*netns),
             "resources": {
                 "devices": [{ "allow": false, "access": "rwm" }],
                 // Memory and swap together: none is left for swap.
@@ -155,12 +161,15 @@ pub(super) fn probe_config(root: &Path) -> Value {
             "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["/bin/true"], "env": [], "noNewPrivileges": true,
         },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "namespaces": namespaces() },
+        "linux": { "namespaces": namespaces(None) },
     })
 }
 
-fn namespaces() -> Value {
-    ["pid", "network", "ipc", "uts", "mount", "cgroup"].iter().map(|kind| json!({ "type": kind })).collect()
+fn namespaces(netns: Option<&Path>) -> Value {
+    let new = ["pid", "ipc", "uts", "mount", "cgroup"].into_iter().map(|kind| json!({ "type": kind }));
+    let network =
+        netns.map_or_else(|| json!({ "type": "network" }), |path| json!({ "type": "network", "path": path }));
+    new.chain([network]).collect()
 }
 
 fn base_mounts(vm: &VmRecord) -> Vec<Value> {

@@ -85,7 +85,9 @@ impl QemuDriver {
         let (id, held) = (vm.id, self.places.held(vm.id));
         let alive = || self.has_process(id);
         let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull => HostError::NoSpace { what: format!("the memory of VM {id}"), room: None },
+            io::ErrorKind::StorageFull => {
+                HostError::NoSpace { what: format!("the memory of VM {id}"), room: None }
+            }
             _ => HostError::HibernateFailed { id, detail: error.to_string() },
         };
         let mut qmp = Qmp::connect(&dir.join(QMP), alive).await.map_err(failed)?;
@@ -240,7 +242,8 @@ impl QemuDriver {
         std::os::unix::fs::symlink(held.join(STATE), dir.join(STATE)).map_err(os("prepare"))?;
         arguments.extend(INCOMING.map(str::to_owned));
         let arguments = arguments.into_iter().map(Into::into).collect();
-        self.launch_with(vm.id, dir, (vm.vcpus, vm.memory_mib), arguments).await?;
+        let netns = self.netns(vm);
+        self.launch_with(vm.id, dir, (vm.vcpus, vm.memory_mib), arguments, netns.as_deref()).await?;
         let load = async {
             let mut qmp = Qmp::connect(&dir.join(QMP), || self.has_process(vm.id)).await?;
             qmp.run("migrate-incoming", json!({ "uri": format!("exec:cat {STATE}") })).await?;

@@ -6,10 +6,10 @@ use std::{
     path::Path,
 };
 
-use polydev_core::guest;
+use polydev_core::guest::{self, network::MAC};
 
 use super::{Accel, CHANNEL, QMP};
-use crate::{golden::Layer, host::LogKind};
+use crate::{golden::Layer, host::LogKind, net::constants::TAP};
 
 /// A VM's hardware.
 pub(super) struct Machine<'a> {
@@ -23,6 +23,8 @@ pub(super) struct Machine<'a> {
     pub(super) layers: &'a [Layer],
     /// Ext4, for what is written. Without it that stays in memory.
     pub(super) disk: Option<&'a Path>,
+    /// The namespace with its TAP; none: it has no network device.
+    pub(super) netns: Option<&'a Path>,
 }
 
 /// Where the guest's memory is.
@@ -67,6 +69,11 @@ impl Machine<'_> {
         option("-device", format!("virtserialport,chardev=agent,name={}", guest::VIRTIO_CHANNEL));
         option("-object", "rng-random,id=rng,filename=/dev/urandom".to_owned());
         option("-device", "virtio-rng-pci,rng=rng".to_owned());
+        if self.netns.is_some() {
+            option("-netdev", format!("tap,id=net,ifname={TAP},script=no,downscript=no"));
+            let mac = MAC.map(|byte| format!("{byte:02x}")).join(":");
+            option("-device", format!("virtio-net-pci,netdev=net,mac={mac},romfile="));
+        }
         option("-append", self.command_line());
         let size = self.memory_mib;
         match self.memory {
@@ -101,8 +108,9 @@ impl Machine<'_> {
         // A guest that panics ends its QEMU: -no-reboot turns the reboot into an exit.
         format!(
             "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable no_timer_check random.trust_cpu=on \
-             polydev.layers={} polydev.upper={upper}",
-            names.join(",")
+             polydev.layers={} polydev.upper={upper}{}",
+            names.join(","),
+            if self.netns.is_some() { format!(" {}", guest::NETWORK_OPTION) } else { String::new() },
         )
     }
 }
@@ -129,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_has_no_network_device() {
+    fn a_vm_has_a_network_device_only_where_a_namespace_has_its_tap() {
         let machine = Machine {
             accel: Accel::Tcg,
             vcpus: 2,
@@ -139,10 +147,18 @@ mod tests {
             initrd: Path::new("/initrd"),
             layers: &[Layer { name: "base".to_owned(), path: "/base".into(), sha256: String::new() }],
             disk: Some(Path::new("/disk")),
+            netns: None,
         };
         let all: Vec<String> = machine.arguments().into_iter().map(|it| it.into_string().unwrap()).collect();
         assert!(all.contains(&"-nodefaults".to_owned()));
         assert!(!all.iter().any(|it| it.contains("net")), "{all:?}");
-        assert!(all.iter().any(|it| it.contains("polydev.layers=base polydev.upper=disk")));
+        assert!(all.iter().any(|it| it.ends_with("polydev.layers=base polydev.upper=disk")));
+
+        let with_device = Machine { netns: Some(Path::new("/netns/1")), ..machine };
+        let all: Vec<String> =
+            with_device.arguments().into_iter().map(|it| it.into_string().unwrap()).collect();
+        assert!(all.contains(&"tap,id=net,ifname=tap0,script=no,downscript=no".to_owned()));
+        assert!(all.contains(&"virtio-net-pci,netdev=net,mac=02:fc:00:00:00:05,romfile=".to_owned()));
+        assert!(all.iter().any(|it| it.ends_with("polydev.upper=disk polydev.network=tap")));
     }
 }

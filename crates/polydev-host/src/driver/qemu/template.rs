@@ -20,19 +20,27 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
-use super::{CHANNEL, QMP, QemuDriver, machine::Memory, qmp::Qmp};
+use super::{
+    CHANNEL, QMP, QemuDriver,
+    machine::{Machine, Memory},
+    qmp::Qmp,
+};
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
+    config::NetworkMode,
     driver::{Driver, SocketConnector},
     egress::NoEgress,
     error::HostError,
     host::{LogKind, VmKind},
-    logs, process,
+    logs,
+    net::Scratch,
+    process,
+    record::VmRecord,
     snapshot::{self, DEVICES, MEMORY, check, describe},
 };
 
 /// Version of what a template depends on.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 /// How long a desktop may take to show its first picture.
 const PAINT_LIMIT: Duration = Duration::from_secs(400);
 /// How long the guest may take to come to rest afterwards.
@@ -112,17 +120,20 @@ impl QemuDriver {
     /// Starts a VM from a template. Its agent is where the template's was when it was saved.
     pub(super) async fn restore(
         &self,
-        id: VmId,
+        vm: &VmRecord,
         dir: &Path,
         size: &Size,
         initrd: &Path,
         template: &Path,
     ) -> Result<(), HostError> {
+        let id = vm.id;
         let os = |what: &str| HostError::os(format!("{what} VM {id} from its template"));
         std::os::unix::fs::symlink(template.join(DEVICES), dir.join(DEVICES)).map_err(os("prepare"))?;
         let memory = Memory::Restored { file: &template.join(MEMORY) };
         let layers = self.layers(&VmKind::Browser)?;
-        self.launch(id, dir, &self.machine(size, initrd, &layers, None, memory)).await?;
+        let netns = self.netns(vm);
+        let machine = self.machine(size, initrd, &layers, None, memory);
+        self.launch(id, dir, &Machine { netns: netns.as_deref(), ..machine }).await?;
         let load = async {
             let mut qmp = Qmp::connect(&dir.join(QMP), || self.has_process(id)).await?;
             ignore_shared(&mut qmp).await?;
@@ -168,11 +179,19 @@ impl QemuDriver {
     ) -> Result<(), HostError> {
         let memory = target.join(MEMORY);
         let layers = self.layers(&VmKind::Browser)?;
+        let network = match self.network {
+            NetworkMode::Channel => None,
+            NetworkMode::Tap => {
+                let made = Scratch::open(&self.places.run, &format!("template-{id}")).await;
+                Some(made.map_err(|error| HostError::NoNetwork { id, reason: error.to_string() })?)
+            }
+        };
         let machine = self.machine(size, initrd, &layers, None, Memory::Saved { file: &memory });
+        let machine = Machine { netns: network.as_ref().map(Scratch::namespace), ..machine };
         self.launch(id, run, &machine).await?;
         let connector = Arc::new(SocketConnector::new(&self.places, id, run, run.join(CHANNEL)));
         let info = self.info();
-        let options = LinkOptions { vm: id, egress: Arc::new(NoEgress), slow_factor: info.slow_factor };
+        let options = LinkOptions::new(id, Arc::new(NoEgress), info.slow_factor);
         let failed = |source: AgentError| HostError::Identity { id, source };
         let agent = AgentClient::connect(connector, options, info.start_limit).await.map_err(failed)?;
         paint(&agent, desktop_px).await.map_err(failed)?;
@@ -230,6 +249,7 @@ impl QemuDriver {
             initrd.file_name().map(|name| name.to_string_lossy()),
             size.vcpus,
             size.memory_mib,
+            self.network,
             // Another build of QEMU may lay its devices' state out differently.
             fs::metadata(QEMU_FILE).map(|file| (file.len(), file.mtime())).unwrap_or_default(),
         ]);

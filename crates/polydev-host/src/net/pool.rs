@@ -1,0 +1,327 @@
+//! The networks of all slots: taken, given back, made ahead, found again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use polydev_core::ids::Slot;
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    LinkKind, NetworkError,
+    constants::{GUEST_SUFFIX, HIGH_MARK, LOW_MARK, NAMESPACES},
+    gateway::{Gateway, Guest},
+    link, namespace,
+};
+
+/// Pause after a network that could not be made ahead; who needs one meanwhile makes it, and gets the error.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
+
+/// Handle to the networks; clones share them. Namespaces outlive it.
+#[derive(Clone)]
+pub struct Networks {
+    inner: Arc<Inner>,
+    _maker: Option<Arc<AbortOnDropHandle<()>>>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    slots: u8,
+    state: Mutex<State>,
+    /// At most one network is made or removed at a time: for the kernel they are serial, too.
+    work: tokio::sync::Mutex<()>,
+    wanted: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Slots of VMs, some of them with their gateway.
+    used: BTreeMap<Slot, Option<Gateway>>,
+    /// Made ahead and untouched.
+    ready: BTreeMap<Slot, LinkKind>,
+    /// For VMs to come.
+    kind: Option<LinkKind>,
+}
+
+impl Networks {
+    /// The networks below a run directory. Makes none before it is asked; see [`Networks::make_ahead`].
+    pub fn open(run_dir: &Path, slots: u8) -> Self {
+        let (state, work, wanted) = (Mutex::default(), tokio::sync::Mutex::default(), Notify::new());
+        let inner = Inner { dir: run_dir.join(NAMESPACES), slots, state, work, wanted };
+        Self { inner: Arc::new(inner), _maker: None }
+    }
+
+    /// Notes a slot whose VM was found: its network stays as it is.
+    pub fn note(&self, slot: Slot) {
+        self.inner.state().used.entry(slot).or_default();
+    }
+
+    /// Keeps some networks of this kind ready from now on, the ones of the lowest free slots.
+    pub fn make_ahead(&mut self, kind: LinkKind) {
+        self.inner.state().kind = Some(kind);
+        // The task must not keep the networks alive.
+        let networks = Arc::downgrade(&self.inner);
+        let maker = tokio::spawn(async move {
+            loop {
+                let Some(inner) = networks.upgrade() else { return };
+                let made = inner.fill(kind).await;
+                if let Err(error) = made {
+                    tracing::warn!(%error, "no network could be made ahead");
+                    drop(inner);
+                    tokio::time::sleep(FAILURE_PAUSE).await;
+                    continue;
+                }
+                inner.wanted.notified().await;
+            }
+        });
+        self._maker = Some(Arc::new(AbortOnDropHandle::new(maker)));
+    }
+
+    /// The slot's network, made unless one lies ready. One that a VM of before left is made anew.
+    pub async fn take(&self, slot: Slot, kind: LinkKind) -> Result<(), NetworkError> {
+        let ready = {
+            let mut state = self.inner.state();
+            state.used.insert(slot, None);
+            state.ready.remove(&slot) == Some(kind)
+        };
+        self.inner.wanted.notify_one();
+        if ready && namespace::is_named(&self.inner.path(slot)) {
+            return Ok(());
+        }
+        self.inner.make(slot, kind).await
+    }
+
+    /// The slot's network as it is, or made where there is none.
+    pub async fn keep(&self, slot: Slot, kind: LinkKind) -> Result<(), NetworkError> {
+        if namespace::is_named(&self.inner.path(slot)) {
+            self.note(slot);
+            return Ok(());
+        }
+        self.take(slot, kind).await
+    }
+
+    /// Opens the slot's gateway for a VM, unless it is open. The network must be there.
+    pub async fn serve(&self, slot: Slot, guest: Guest) -> Result<(), NetworkError> {
+        if matches!(self.inner.state().used.get(&slot), Some(Some(_))) {
+            return Ok(());
+        }
+        let gateway = Gateway::open(&self.inner.path(slot), guest).await?;
+        self.inner.state().used.insert(slot, Some(gateway));
+        Ok(())
+    }
+
+    /// Takes a slot's network down, its name last, so that nothing of its VM survives. None is fine.
+    pub async fn give_back(&self, slot: Slot) -> Result<(), NetworkError> {
+        // With the gateway go its connections and its names.
+        drop(self.inner.state().used.get_mut(&slot).map(Option::take));
+        self.inner.remove(slot).await?;
+        self.inner.state().used.remove(&slot);
+        self.inner.wanted.notify_one();
+        Ok(())
+    }
+
+    /// Removes what is there for slots that are neither used nor ready, and says its names.
+    pub async fn sweep(&self) -> Result<Vec<String>, NetworkError> {
+        let _alone = self.inner.work.lock().await;
+        let kept: BTreeSet<Slot> = {
+            let state = self.inner.state();
+            state.used.keys().chain(state.ready.keys()).copied().collect()
+        };
+        let mut swept = Vec::new();
+        for (path, slot) in names(&self.inner.dir)? {
+            if slot.is_none_or(|slot| !kept.contains(&slot)) {
+                unname(&path)?;
+                swept.push(path.display().to_string());
+            }
+        }
+        Ok(swept)
+    }
+
+    /// The file that names the slot's namespace.
+    pub fn namespace(&self, slot: Slot) -> PathBuf {
+        self.inner.path(slot)
+    }
+
+    /// How many lie ready.
+    pub fn ready(&self) -> usize {
+        self.inner.state().ready.len()
+    }
+}
+
+impl Inner {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, slot: Slot) -> PathBuf {
+        path(&self.dir, slot)
+    }
+
+    /// Makes networks until enough lie ready.
+    async fn fill(&self, kind: LinkKind) -> Result<(), NetworkError> {
+        if self.state().ready.len() >= LOW_MARK {
+            return Ok(());
+        }
+        loop {
+            let alone = self.work.lock().await;
+            let slot = {
+                let state = self.state();
+                if state.ready.len() >= HIGH_MARK {
+                    return Ok(());
+                }
+                let free = |slot: &Slot| !state.used.contains_key(slot) && !state.ready.contains_key(slot);
+                match (1..=self.slots).filter_map(Slot::new).find(free) {
+                    Some(slot) => slot,
+                    None => return Ok(()),
+                }
+            };
+            replace(self.dir.clone(), slot, kind).await?;
+            let mut state = self.state();
+            // Taken meanwhile: whoever took it waits for its turn and makes one that nobody else saw.
+            if !state.used.contains_key(&slot) {
+                state.ready.insert(slot, kind);
+            }
+            drop(alone);
+        }
+    }
+
+    async fn make(&self, slot: Slot, kind: LinkKind) -> Result<(), NetworkError> {
+        let _alone = self.work.lock().await;
+        replace(self.dir.clone(), slot, kind).await
+    }
+
+    async fn remove(&self, slot: Slot) -> Result<(), NetworkError> {
+        let _alone = self.work.lock().await;
+        let dir = self.dir.clone();
+        off_runtime(move || remove(&dir, slot)).await
+    }
+}
+
+/// Removes all networks below a run directory whose host is gone for good.
+pub fn remove_all(run_dir: &Path) -> Result<(), NetworkError> {
+    for (path, _) in names(&run_dir.join(NAMESPACES))? {
+        unname(&path)?;
+    }
+    Ok(())
+}
+
+/// Makes and removes one network after the other in `run_dir` and says how long each took to make.
+pub async fn measure(run_dir: &Path, kind: LinkKind, rounds: usize) -> Result<Vec<Duration>, NetworkError> {
+    let slot = Slot::new(1).expect("there is a first slot");
+    let mut took = Vec::new();
+    for _ in 0..rounds {
+        let networks = Networks::open(run_dir, 1);
+        let began = Instant::now();
+        networks.take(slot, kind).await?;
+        took.push(began.elapsed());
+        networks.give_back(slot).await?;
+    }
+    Ok(took)
+}
+
+/// A network for a VM that has no slot, removed when this is dropped.
+pub(crate) struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Makes one with a TAP under a name of its own.
+    pub(crate) async fn open(run_dir: &Path, name: &str) -> Result<Self, NetworkError> {
+        let path = run_dir.join(NAMESPACES).join(name);
+        let at = path.clone();
+        off_runtime(move || {
+            make_dir(&at)?;
+            unname(&at)?;
+            link::make_tap(0, &at)
+        })
+        .await?;
+        Ok(Self { path })
+    }
+
+    pub(crate) fn namespace(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = namespace::unname(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "network cannot be removed");
+        }
+    }
+}
+
+/// The file that names a slot's namespace in the run directory of its host.
+pub(crate) fn namespace_of(run_dir: &Path, slot: Slot) -> PathBuf {
+    path(&run_dir.join(NAMESPACES), slot)
+}
+
+/// The file that names a container's own namespace.
+pub(crate) fn guest_namespace_of(run_dir: &Path, slot: Slot) -> PathBuf {
+    guest_path(&run_dir.join(NAMESPACES), slot)
+}
+
+fn path(dir: &Path, slot: Slot) -> PathBuf {
+    dir.join(slot.index().to_string())
+}
+
+fn guest_path(dir: &Path, slot: Slot) -> PathBuf {
+    dir.join(format!("{}{GUEST_SUFFIX}", slot.index()))
+}
+
+async fn replace(dir: PathBuf, slot: Slot, kind: LinkKind) -> Result<(), NetworkError> {
+    off_runtime(move || {
+        let (path, guest_path) = (path(&dir, slot), guest_path(&dir, slot));
+        make_dir(&path)?;
+        remove(&dir, slot)?;
+        match kind {
+            LinkKind::Tap => link::make_tap(slot.index(), &path),
+            LinkKind::Veth => link::make_veth(&path, &guest_path),
+        }
+    })
+    .await
+}
+
+/// The name of the slot's own namespace goes last: by it what is left of a removal that was cut short is found.
+fn remove(dir: &Path, slot: Slot) -> Result<(), NetworkError> {
+    unname(&guest_path(dir, slot))?;
+    unname(&path(dir, slot))
+}
+
+fn unname(path: &Path) -> Result<(), NetworkError> {
+    namespace::unname(path).map_err(NetworkError::os(format!("remove network namespace {}", path.display())))
+}
+
+fn make_dir(path: &Path) -> Result<(), NetworkError> {
+    let dir = path.parent().unwrap_or(path);
+    fs::create_dir_all(dir).map_err(NetworkError::os(format!("make {}", dir.display())))
+}
+
+/// All names, containers' own namespaces first.
+fn names(dir: &Path) -> Result<Vec<(PathBuf, Option<Slot>)>, NetworkError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(NetworkError::os(format!("read {}", dir.display())))?,
+    };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let index = name.strip_suffix(GUEST_SUFFIX).unwrap_or(&name).parse().ok();
+            (entry.path(), index.and_then(Slot::new))
+        })
+        .collect();
+    found.sort_by_key(|(path, _)| path.extension().is_none());
+    Ok(found)
+}
+
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    namespace::on_own_thread("slot-network", work).await.map_err(NetworkError::os("run a thread"))?
+}
