@@ -70,7 +70,8 @@ impl HostFault {
     }
 }
 
-/// Runs until it is told to end. VMs go on.
+/// Runs until it is told to end; VMs go on. SIGUSR1: no new VMs from then on, for a machine that is to be taken out of
+/// service.
 pub(super) fn run(flags: Flags, args: HostArgs) -> anyhow::Result<()> {
     let config = flags.with_host_socket(args.socket).config()?;
     serve::start_logging();
@@ -98,10 +99,21 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     let stop = CancellationToken::new();
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(socket = %socket.display(), uid = allowed.uid, driver = status.driver, "polydev host is listening");
-    let serving = tokio::spawn(server.run(host, stop.clone()));
+    let mut drain = signal(SignalKind::user_defined1())?;
+    let serving = tokio::spawn(server.run(host.clone(), stop.clone()));
+    let draining = async {
+        drain.recv().await;
+        tracing::info!("no new VMs from now on");
+        match host.drain().await {
+            Ok(()) => tracing::info!("drained: only VMs that somebody has are left"),
+            Err(error) => tracing::error!(%error, "draining did not come to its end"),
+        }
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         _ = term.recv() => {}
         _ = interrupt.recv() => {}
+        () = draining => {}
     }
     tracing::info!("the host process ends; VMs go on");
     stop.cancel();
