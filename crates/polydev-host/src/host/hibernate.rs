@@ -87,8 +87,16 @@ impl Inner {
                         full => full,
                     };
                     if let Err(error) = held {
-                        // It runs on as it is; who connects next finds it.
+                        // It runs on as it is, once its agent is told again who it is: it holds everything still.
                         self.note_phase(&mut record, Phase::Running)?;
+                        if let Some(identity) = record.identity.clone() {
+                            match self.bring_up(&mut record, identity, Want::Running, None).await {
+                                Ok(client) => *agent = Some(client),
+                                Err(error) => {
+                                    tracing::warn!(vm.id = %id, %error, "VM that was not put to sleep is not answered yet");
+                                }
+                            }
+                        }
                         return Err(match error {
                             error @ (HostError::NoSpace { .. } | HostError::HibernateFailed { .. }) => error,
                             other => HostError::HibernateFailed { id, detail: other.to_string() },
