@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
 use polydev_host::{
-    CreateVm, FastStart, Host, HostError, HostFigures, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
+    CreateVm, FastStart, Host, HostError, HostFigures, HostStatus, LogKind, ReclaimReport, Resumed, Vm,
+    VmKind, WarmPlan,
 };
 use uuid::Uuid;
 

@@ -78,7 +78,6 @@ impl Egress {
             return Err(ChangeError::UpstreamIsOwn);
         }
         let now = gate.clock.now_db();
-        gate.store.ensure_user(user, now).await?;
         self.ports.open(user).await?;
         let version = stored.as_ref().map_or(1, |stored| stored.version + 1);
         let (token, proxy_token_hash) = match &stored {

@@ -245,6 +245,8 @@ impl Owner {
         for port in fresh.chain(used).filter(|port| !taken.contains(port)) {
             // Opened before it is given out: another program may have it.
             let Ok(listener) = self.listen(port).await else { continue };
+            // Not before: who gets no port is not heard of.
+            self.gate.store.ensure_user(user, self.gate.clock.now_db()).await?;
             if self.gate.store.take_port(user, port).await? {
                 return Ok((port, listener));
             }

@@ -211,6 +211,8 @@ async fn a_small_range_is_exhausted_with_a_code_and_a_removed_users_port_rests()
     let full = app.call("PUT", "/api/users/cleo/egress", Some(direct.clone())).await;
     let exhausted = (StatusCode::SERVICE_UNAVAILABLE, "proxy_ports_exhausted".to_owned());
     assert_eq!((full.status, full.code()), exhausted);
+    let users = app.call("GET", "/api/users", None).await.json()["users"].as_array().unwrap().len();
+    assert_eq!(users, 2, "who was refused is not kept");
     assert_eq!(
         app.call("DELETE", "/api/users/ann", None).await.json(),
         json!({ "success": true, "existed": true })
