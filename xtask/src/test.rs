@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     compile::{self, Guest, Profile},
@@ -12,6 +12,8 @@ use crate::{
     setup, tidy,
 };
 
+/// Drivers of the chaos suite and how often each one's manager is killed.
+const CHAOS: [(&str, &str); 2] = [("fake", "35"), ("container", "20")];
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_NEXTEST: &str = "0.9.143";
 
@@ -41,6 +43,7 @@ pub(crate) fn test() -> Result<()> {
             .env(MARK, mark()))
     })?;
     step("Rust documentation tests", || run(cargo().args(["test", "--workspace", "--doc", "--quiet"])))?;
+    chaos(&guest)?;
     e2e(&polydev, &guest, &[])?;
     step("nothing is left behind", || Machine::must_be_clean_since(&before))?;
     eprintln!("\nall tests passed in {}", seconds(started.elapsed()));
@@ -111,6 +114,33 @@ fn licences() -> Result<()> {
     let mut deny = setup::cargo_tool("cargo-deny", CARGO_DENY)?;
     step("licences", || {
         run(deny.args(["deny", "--workspace", "--all-features", "check", "licenses", "bans", "sources"]))
+    })
+}
+
+/// A short run of the chaos suite for each driver that starts VMs in no time.
+fn chaos(guest: &Guest) -> Result<()> {
+    let guest_dir = guest.agent.parent().context("the agent lies in a directory")?;
+    for (driver, kills) in CHAOS {
+        step(&format!("the manager is killed {kills} times, driver {driver}"), || {
+            let mut suite = cargo();
+            suite.args(["run", "--quiet", "--package", "xtask", "--features", "chaos", "--", "chaos"]);
+            suite.args(["--driver", driver, "--kills", kills]);
+            run(suite.env("XTASK_GUEST_DIR", guest_dir).env(MARK, mark()))
+        })?;
+    }
+    step("rules of the chaos suite", || {
+        run(cargo().args([
+            "clippy",
+            "--package",
+            "xtask",
+            "--all-targets",
+            "--features",
+            "chaos",
+            "--quiet",
+            "--",
+            "--deny",
+            "warnings",
+        ]))
     })
 }
 

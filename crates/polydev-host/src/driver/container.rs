@@ -33,11 +33,12 @@ use crate::{
     command::{command, run},
     config::NetworkMode,
     error::HostError,
+    failpoint,
     golden::GoldenImage,
     host::{LogKind, VmKind},
     logs, mounts,
     net::guest_namespace_of,
-    process,
+    process::{self, INSTANCE_VARIABLE, VM_VARIABLE},
     record::VmRecord,
 };
 
@@ -147,7 +148,9 @@ impl Driver for ContainerDriver {
     }
 
     async fn start(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
+        failpoint::reach("container/before-root");
         let root = self.make_root(vm, dir).await?;
+        failpoint::reach("container/root-made");
         let (channel, bundle) = (dir.join("channel"), dir.join("bundle"));
         make_dir(&channel, 0o700)?;
         make_dir(&bundle, 0o700)?;
@@ -177,9 +180,16 @@ impl Driver for ContainerDriver {
         runc.args(["run", "--detach", "--no-new-keyring", "--pid-file"]).arg(&pid_file);
         runc.arg("--bundle").arg(&bundle).arg(vm.id.to_string());
         let clone = console.try_clone().map_err(HostError::os("open console log"))?;
+        // One that outlives this process in the middle of its work is found and killed like the VM itself.
+        runc.env(VM_VARIABLE, vm.id.to_string()).env(INSTANCE_VARIABLE, &self.places.instance);
         runc.stdout(clone).stderr(console).kill_on_drop(true);
         let failed = |detail: String| HostError::StartFailed { id: vm.id, step: "runc run", detail };
-        match timeout(RUNC_LIMIT, runc.status()).await {
+        failpoint::reach("container/before-run");
+        let mut running = runc.spawn().map_err(HostError::os("run runc"))?;
+        failpoint::reach("container/runc-started");
+        let ended = timeout(RUNC_LIMIT, running.wait()).await;
+        failpoint::reach("container/runc-ended");
+        match ended {
             // The program may not have replaced runc's yet, and with it the environment it is found by.
             Ok(Ok(status)) if status.success() => match process::from_pid_file(&pid_file) {
                 Some(process) => {
@@ -205,13 +215,19 @@ impl Driver for ContainerDriver {
     async fn hibernate(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
         let failed = |detail: String| HostError::HibernateFailed { id: vm.id, detail };
         let freezer = self.freezer(vm.id).ok_or_else(|| failed("its control group has no freezer".into()))?;
-        freezer.freeze().await.map_err(|error| failed(error.to_string()))
+        failpoint::reach("container/before-freeze");
+        freezer.freeze().await.map_err(|error| failed(error.to_string()))?;
+        failpoint::reach("container/frozen");
+        Ok(())
     }
 
     async fn resume(&self, vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
         let lost = |detail: String| HostError::MemoryLost { id: vm.id, detail };
         let freezer = self.freezer(vm.id).ok_or_else(|| lost("its control group is gone".into()))?;
-        freezer.thaw().map_err(HostError::os(format!("thaw VM {}", vm.id)))
+        failpoint::reach("container/before-thaw");
+        freezer.thaw().map_err(HostError::os(format!("thaw VM {}", vm.id)))?;
+        failpoint::reach("container/thawed");
+        Ok(())
     }
 
     async fn rename(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
@@ -251,7 +267,9 @@ impl Driver for ContainerDriver {
                 fs::remove_dir_all(&state).map_err(HostError::os(format!("remove {}", state.display())))?;
             }
         }
+        failpoint::reach("container/deleted");
         self.places.groups.remove(id).await?;
+        failpoint::reach("container/group-removed");
         mounts::unmount_under(dir)
     }
 

@@ -31,6 +31,7 @@ use crate::{
     agent::Connector,
     config::NetworkMode,
     error::HostError,
+    failpoint,
     golden::{GoldenImage, Layer},
     host::{LogKind, VmKind},
     launch::Launch,
@@ -146,7 +147,10 @@ impl QemuDriver {
             groups: &groups,
             netns,
         };
-        launch.start().await.map_err(|error| error.of_vm(id))
+        failpoint::reach("qemu/before-launch");
+        launch.start().await.map_err(|error| error.of_vm(id))?;
+        failpoint::reach("qemu/launched");
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use polydev_core::{ids::VmId, vm::Process};
 use super::{Inner, ReclaimReport, SeenVm};
 use crate::{
     error::HostError,
-    mounts, process,
+    failpoint, mounts, process,
     record::{Phase, VmRecord, VmState},
 };
 
@@ -53,11 +53,13 @@ impl Inner {
                 "the machine was started anew: its VMs of before are gone"
             );
         }
+        failpoint::reach("reclaim/before-sweep");
         self.sweep(&mut report.swept)?;
         match self.networks.sweep().await {
             Ok(swept) => report.swept.extend(swept),
             Err(error) => tracing::error!(%error, "networks of slots without VMs cannot be removed"),
         }
+        failpoint::reach("reclaim/swept");
         match first_error {
             Some(error) => Err(error),
             None => Ok(report),

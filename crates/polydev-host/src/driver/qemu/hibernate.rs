@@ -83,7 +83,7 @@ impl QemuDriver {
     /// See [`Driver::hibernate`].
     pub(super) async fn save_memory(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
         let (id, held) = (vm.id, self.places.held(vm.id));
-        let alive = || self.has_process(id);
+        let alive = self.watch(id);
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::StorageFull => {
                 HostError::NoSpace { what: format!("the memory of VM {id}"), room: None }
@@ -194,7 +194,7 @@ impl QemuDriver {
     /// Has a QEMU that an earlier manager left half-way go on. `false` when it had not read its memory yet; it is ended
     /// then.
     async fn let_run(&self, id: VmId, dir: &Path) -> io::Result<bool> {
-        let mut qmp = Qmp::connect(&dir.join(QMP), || self.has_process(id)).await?;
+        let mut qmp = Qmp::connect(&dir.join(QMP), self.watch(id)).await?;
         let mut status = status(&mut qmp).await?;
         if status == "finish-migrate" || status == "save-vm" {
             qmp.run("migrate_cancel", json!({})).await?;

@@ -4,6 +4,7 @@
 //! and the state of the devices. What makes a VM one of its own is handed over after the restore.
 
 use std::{
+    cell::Cell,
     fs,
     io::{self, Write as _},
     os::unix::fs::MetadataExt,
@@ -31,10 +32,11 @@ use crate::{
     driver::{Driver, SocketConnector},
     egress::NoEgress,
     error::HostError,
+    failpoint,
     host::{LogKind, VmKind},
     logs,
     net::Scratch,
-    process,
+    process::{self, ProcessId},
     record::VmRecord,
     snapshot::{self, DEVICES, MEMORY, check, describe},
 };
@@ -135,10 +137,11 @@ impl QemuDriver {
         let machine = self.machine(size, initrd, &layers, None, memory);
         self.launch(id, dir, &Machine { netns: netns.as_deref(), ..machine }).await?;
         let load = async {
-            let mut qmp = Qmp::connect(&dir.join(QMP), || self.has_process(id)).await?;
+            let mut qmp = Qmp::connect(&dir.join(QMP), self.watch(id)).await?;
             ignore_shared(&mut qmp).await?;
             qmp.run("migrate-incoming", json!({ "uri": format!("exec:cat {DEVICES}") })).await?;
             qmp.migrated(MIGRATE_LIMIT).await?;
+            failpoint::reach("qemu/restored");
             qmp.run("cont", json!({})).await.map(drop)
         };
         load.await.map_err(os("restore"))?;
@@ -199,7 +202,7 @@ impl QemuDriver {
         agent.request(Request::Quiesce).await.map_err(failed)?;
         drop(agent);
         let about = async {
-            let mut qmp = Qmp::connect(&run.join(QMP), || self.has_process(id)).await?;
+            let mut qmp = Qmp::connect(&run.join(QMP), self.watch(id)).await?;
             hung_up(&mut qmp).await?;
             qmp.run("stop", json!({})).await?;
             ignore_shared(&mut qmp).await?;
@@ -233,6 +236,18 @@ impl QemuDriver {
             }
         }
         tracing::info!(vm.id = %id, "guest did not come to rest; its template is saved all the same");
+    }
+
+    /// Tells again and again whether a VM has a process, with a look at the whole process table only until it has one.
+    pub(super) fn watch(&self, id: VmId) -> impl Fn() -> bool + Send {
+        let (instance, known) = (self.places.instance.clone(), Cell::<Option<ProcessId>>::new(None));
+        move || {
+            if known.get().is_some_and(ProcessId::alive) {
+                return true;
+            }
+            known.set(process::of_vm(&instance, id).ok().and_then(|found| found.into_iter().next()));
+            known.get().is_some()
+        }
     }
 
     pub(super) fn has_process(&self, id: VmId) -> bool {
