@@ -20,7 +20,9 @@ use std::{
 
 use polydev_core::{ids::VmId, wire::Identity};
 use polydev_host::{
-    CreateVm, DriverChoice, Host, HostConfig, NoEgress, Resources, VmKind, measure_user_disk,
+    CreateVm, DriverChoice, EgressLimits, Host, HostConfig, NetworkMode, NoEgress, Resources, VmKind,
+    measure_user_disk,
+    net::{self, LinkKind},
 };
 use serde_json::json;
 
@@ -32,6 +34,7 @@ async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let quick = arguments.get(1).is_some_and(|it| it == "true");
     match arguments.first().map(String::as_str) {
+        Some("slot") => slot(quick).await,
         Some("disk") => disk(quick).await,
         Some("container") => real::container(quick).await,
         Some("qemu") => real::qemu(quick).await,
@@ -48,6 +51,20 @@ fn figure(name: &str, unit: &str, samples: &[f64], goal: Option<f64>) {
 
 fn ms(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
+}
+
+async fn slot(quick: bool) {
+    let rounds = if quick { 5 } else { 50 };
+    for (name, kind) in [("TAP", LinkKind::Tap), ("veth pair", LinkKind::Veth)] {
+        let place = Place::new();
+        match net::measure(place.dir(), kind, rounds).await {
+            Ok(took) => {
+                let samples: Vec<f64> = took.into_iter().map(ms).collect();
+                figure(&format!("slot set-up, {name}"), "ms", &samples, Some(10.0));
+            }
+            Err(error) => eprintln!("skipped: {error}"),
+        }
+    }
 }
 
 async fn disk(quick: bool) {
@@ -90,8 +107,8 @@ impl Place {
             log_bytes_max: 1 << 20,
             log_vms_max: 300,
             keep_failed: false,
-            network: polydev_host::NetworkMode::Channel,
-            egress_limits: polydev_host::EgressLimits::default(),
+            network: NetworkMode::Channel,
+            egress_limits: EgressLimits::default(),
             capacity: None,
             resources: Resources::default(),
         }

@@ -355,7 +355,9 @@ impl Host {
 
     /// What VMs take, as of the last sample (some seconds ago).
     pub fn usage(&self) -> Vec<(VmId, VmUsage)> {
-        self.inner.usage.latest()
+        let network = |id| self.inner.accounts.usage(id).unwrap_or_default();
+        let sampled = self.inner.usage.latest().into_iter();
+        sampled.map(|(id, usage)| (id, VmUsage { network: network(id), ..usage })).collect()
     }
 
     /// Everything that `/metrics` shows of a host.

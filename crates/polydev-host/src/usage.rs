@@ -20,6 +20,7 @@ pub use self::phases::PhaseFigures;
 pub(crate) use self::phases::Phases;
 use crate::{
     driver::{Places, user_disk::DISK},
+    egress::EgressUsage,
     host::VmKind,
     process,
     record::{Records, VmRecord},
@@ -54,6 +55,8 @@ pub struct VmUsage {
     pub tasks: u64,
     /// Processes that the kernel ended for want of memory.
     pub oom_kills: u64,
+    /// What its connections sent and received, how many there were, and how many were refused.
+    pub network: EgressUsage,
 }
 
 /// Figures of the host for `/metrics`.
@@ -156,6 +159,7 @@ fn counted(places: &Places, record: &VmRecord) -> VmUsage {
         workspace_bytes,
         tasks: group.tasks,
         oom_kills: group.oom_kills,
+        network: EgressUsage::default(),
     }
 }
 

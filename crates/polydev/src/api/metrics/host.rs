@@ -30,7 +30,7 @@ const GAUGES: [(&str, &str, Unit, Read); 4] = [
     ("vm_tasks", "Processes and threads of a VM", Unit::Other(String::new()), |vm| some(vm.tasks)),
 ];
 /// Of what only grows.
-const COUNTERS: [(&str, &str, Unit, Read); 4] = [
+const COUNTERS: [(&str, &str, Unit, Read); 8] = [
     ("vm_cpu", "CPU time of a VM", Unit::Seconds, |vm| {
         Some(std::time::Duration::from_micros(vm.cpu_us).as_secs_f64())
     }),
@@ -38,6 +38,12 @@ const COUNTERS: [(&str, &str, Unit, Read); 4] = [
     ("vm_disk_written", "Written to disks by a VM", Unit::Bytes, |vm| some(vm.disk_written_bytes)),
     ("vm_oom_kills", "Processes ended for want of memory", Unit::Other(String::new()), |vm| {
         some(vm.oom_kills)
+    }),
+    ("vm_network_sent", "Sent by a VM's connections", Unit::Bytes, |vm| some(vm.network.bytes_up)),
+    ("vm_network_received", "Received by a VM's connections", Unit::Bytes, |vm| some(vm.network.bytes_down)),
+    ("vm_connections", "Connections of a VM", Unit::Other(String::new()), |vm| some(vm.network.connections)),
+    ("vm_connections_refused", "Connections of a VM that were refused", Unit::Other(String::new()), |vm| {
+        some(vm.network.refused)
     }),
 ];
 
