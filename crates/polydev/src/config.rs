@@ -171,6 +171,17 @@ mod tests {
     }
 
     #[test]
+    fn a_host_process_of_its_own_keeps_things_where_its_controller_cannot_move_them() {
+        let file = "[paths]\ndata_dir = \"/d\"\n";
+        let one = load(file, &[], &[]).unwrap();
+        assert_eq!((one.host.socket, one.host.data_dir), (None, "/d/host".into()));
+        let two = load(&format!("{file}[host]\nsocket = \"/run/h.sock\"\n"), &[], &[]).unwrap();
+        assert_eq!(two.host.data_dir, PathBuf::from("/var/lib/polydev-host"));
+        let error = load("[host]\nsocket = \"h.sock\"\n", &[], &[]).unwrap_err();
+        assert!(error.to_string().contains("absolute"), "{error}");
+    }
+
+    #[test]
     fn every_listener_that_is_not_loopback_is_refused() {
         for bad in ["0.0.0.0:4000", "[::]:4000", "192.168.1.2:4000", "[fe80::1]:1"] {
             let error = load("", &[], &[("listen", bad)]).unwrap_err();

@@ -53,6 +53,8 @@ impl Host {
         if asleep || driver.process(id, &inner.places.vm(id))? != Process::Alive {
             return Err(HostError::NoSuchVm(id));
         }
+        // It belongs to this process, whoever owns the connection, and ended with the former one.
+        inner.open_gateway(&record).await?;
         if let Some(client) = agent.take() {
             client.sever();
         }

@@ -103,8 +103,7 @@ impl RemoteHost {
 
     /// See [`crate::Host::hibernate`].
     pub async fn hibernate(&self, id: VmId) -> Result<(), HostError> {
-        self.core.ready_soon().await?;
-        self.agents.sever(id);
+        self.let_go(id).await?;
         self.done(Request::Hibernate { id }).await
     }
 
@@ -136,7 +135,9 @@ impl RemoteHost {
     /// See [`crate::Host::reclaim`].
     pub async fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<ReclaimReport, HostError> {
         self.core.ready_soon().await?;
-        self.agents.sever_all_but(wanted);
+        for id in self.agents.sever_all_but(wanted) {
+            self.core.uses_no_more(id);
+        }
         match self.core.ask(Request::Reclaim { wanted: wanted.iter().copied().collect() }).await? {
             Reply::Reclaimed(report) => Ok(report),
             _ => Err(wrong("reclaim")),
@@ -220,11 +221,17 @@ impl RemoteHost {
     }
 
     async fn remove(&self, id: VmId, failed: bool) -> Result<(), HostError> {
-        // Not before somebody is there to do it: the connection is the VM's last use. With it the host could not ask the
-        // agent for its last words; some channels carry one connection only.
-        self.core.ready_soon().await?;
-        self.agents.sever(id);
+        self.let_go(id).await?;
         self.done(Request::Destroy { id, failed }).await
+    }
+
+    /// Ends the connection to a VM's agent so that the host process can have its own: some channels carry one only. Not
+    /// before somebody is there to use it.
+    async fn let_go(&self, id: VmId) -> Result<(), HostError> {
+        self.core.ready_soon().await?;
+        self.core.uses_no_more(id);
+        self.agents.sever(id);
+        Ok(())
     }
 
     /// Something that a host process has to know as long as it lives.
@@ -269,6 +276,7 @@ impl RemoteHost {
             Err(_) => return Err(HostError::AgentSilent { id, limit_ms }),
         };
         self.agents.keep(id, &kind, agent.clone());
+        self.core.uses(id);
         Ok(Vm { id, kind, slot, agent })
     }
 }

@@ -65,14 +65,17 @@ impl Agents {
         }
     }
 
-    pub(super) fn sever_all_but(&self, wanted: &HashSet<VmId>) {
-        self.held().retain(|id, held| {
-            let keep = wanted.contains(id);
-            if !keep {
+    /// Ends the connections to all VMs but these, and returns to which.
+    pub(super) fn sever_all_but(&self, wanted: &HashSet<VmId>) -> Vec<VmId> {
+        let mut held = self.held();
+        let unwanted: Vec<_> = held.extract_if(|id, _| !wanted.contains(id)).collect();
+        unwanted
+            .into_iter()
+            .map(|(id, held)| {
                 held.agent.sever();
-            }
-            keep
-        });
+                id
+            })
+            .collect()
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<VmId, Held>> {

@@ -1,7 +1,7 @@
 //! The connection to the host process: made, kept, made again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     os::fd::OwnedFd,
     path::Path,
@@ -54,6 +54,8 @@ pub(super) struct Core {
     egress: Arc<dyn EgressHandler>,
     /// What every host process is told, by name of the request.
     standing: Mutex<BTreeMap<&'static str, Request>>,
+    /// VMs that this program uses: a host process that comes later does for them what ended with the former one.
+    used: Mutex<BTreeSet<VmId>>,
 }
 
 /// How the connection is.
@@ -78,7 +80,7 @@ type Answer = (Result<Reply, HostError>, Option<OwnedFd>);
 impl Core {
     pub(super) fn new(egress: Arc<dyn EgressHandler>) -> Self {
         let (state, _) = watch::channel(State::Down { reason: "it was not connected to yet".into() });
-        Self { state, status: Mutex::default(), egress, standing: Mutex::default() }
+        Self { state, status: Mutex::default(), egress, standing: Mutex::default(), used: Mutex::default() }
     }
 
     pub(super) fn egress(&self) -> Arc<dyn EgressHandler> {
@@ -94,6 +96,23 @@ impl Core {
     pub(super) fn remember(&self, request: &Request) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         standing.insert(request.name(), request.clone());
+    }
+
+    /// Has every host process that comes after this one take the VM over.
+    pub(super) fn uses(&self, id: VmId) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    /// No longer so.
+    pub(super) fn uses_no_more(&self, id: VmId) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// What a host process is told when it has said welcome.
+    fn first_words(&self) -> Vec<Request> {
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        standing.into_values().chain(used.into_iter().map(|id| Request::Adopt { id })).collect()
     }
 
     pub(super) fn ready(&self) -> Result<(), HostError> {
@@ -282,8 +301,7 @@ async fn converse(
     mut writing: AbortOnDropHandle<io::Result<()>>,
 ) -> Lost {
     let mut asks = JoinSet::new();
-    let standing = core.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    for request in standing.into_values() {
+    for request in core.first_words() {
         let (name, link) = (request.name(), Arc::clone(link));
         asks.spawn(async move {
             if let Err(error) = link.ask(request).await {
