@@ -199,12 +199,13 @@ Promise.all(jobs).then(all => {{ console.log(JSON.stringify(all.filter(Boolean))
     hosts.assert_untouched();
 
     // The next manager finds the network again and opens the gateway.
-    drop(host);
+    let id = vm.id;
+    drop((vm, other, host));
     let host = machine.host_with(Arc::new(upstream.clone())).await;
-    let adopted = host.adopt(vm.id).await.unwrap();
+    let adopted = host.adopt(id).await.unwrap();
     let (code, printed) = shell(&adopted, &format!("curl -sS -m 20 --retry 3 http://{SITE}/")).await;
     assert!(code == 0 && printed.contains(test_hosts::CONTENT), "after a restart: {code} {printed:?}");
-    drop((vm, other, adopted));
+    drop(adopted);
     finish(&machine, host).await;
 }
 

@@ -450,8 +450,9 @@ impl Inner {
         if self.places.groups.ran_out_of_memory(id) {
             tracing::warn!(vm.id = %id, "the kernel ended processes of this VM for want of memory");
             let log = dir.join(LogKind::Driver.file_name());
-            let noted = logs::open_append(&log)
-                .and_then(|mut log| writeln!(log, "the kernel ended processes of this VM for want of memory"));
+            let noted = logs::open_append(&log).and_then(|mut log| {
+                writeln!(log, "the kernel ended processes of this VM for want of memory")
+            });
             if let Err(error) = noted {
                 tracing::warn!(vm.id = %id, %error, "the log of a VM cannot be written");
             }

@@ -281,6 +281,7 @@ impl From<HostError> for Problem {
             HostError::OutOfMemory { .. }
             | HostError::StartFailed { .. }
             | HostError::AgentSilent { .. }
+            | HostError::NoNetwork { .. }
             | HostError::Identity { .. } => Code::VmUnavailable,
             _ => return Self::internal(&error),
         };
