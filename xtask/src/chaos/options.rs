@@ -16,6 +16,8 @@ pub(crate) struct Options {
     /// How often the manager is killed.
     pub(crate) kills: usize,
     pub(crate) seed: u64,
+    /// VMs have a network device of their own.
+    pub(crate) tap: bool,
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -31,7 +33,7 @@ pub(crate) enum Driver {
 
 impl Options {
     pub(crate) fn read(arguments: &[String]) -> Result<Self> {
-        let mut options = Self { driver: Driver::Fake, kills: 200, seed: 1, json: None };
+        let mut options = Self { driver: Driver::Fake, kills: 200, seed: 1, tap: false, json: None };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{argument} needs a value"));
@@ -39,8 +41,17 @@ impl Options {
                 "--driver" => options.driver = Driver::read(value()?)?,
                 "--kills" => options.kills = value()?.parse().context("--kills is a number")?,
                 "--seed" => options.seed = value()?.parse().context("--seed is a number")?,
+                "--network" => {
+                    options.tap = match value()?.as_str() {
+                        "tap" => true,
+                        "channel" => false,
+                        other => bail!("no network {other}; there are tap and channel"),
+                    }
+                }
                 "--json" => options.json = Some(value()?.into()),
-                other => bail!("unknown option {other}; there are --driver, --kills, --seed and --json"),
+                other => {
+                    bail!("unknown option {other}; there are --driver, --kills, --seed, --network and --json")
+                }
             }
         }
         Ok(options)

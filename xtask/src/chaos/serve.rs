@@ -12,7 +12,7 @@ use polydev_core::{
     wire::{FileGet, FilePut, Identity, Reply, Request, files::FileBytes},
 };
 use polydev_host::{
-    CreateVm, DriverChoice, Host, HostConfig, HostError, NoEgress, VmKind, WarmPlan,
+    CreateVm, DriverChoice, Host, HostConfig, HostError, NetworkMode, NoEgress, VmKind, WarmPlan,
     driver::chaos::ProcessDriver,
 };
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,7 @@ pub(super) struct Config {
     pub(super) slots: u8,
     pub(super) vcpus: u8,
     pub(super) memory_mib: u32,
+    pub(super) tap: bool,
 }
 
 impl Config {
@@ -106,7 +107,7 @@ async fn open(config: &Config) -> Result<Host, HostError> {
         log_bytes_max: 1 << 20,
         log_vms_max: 10,
         keep_failed: false,
-        network: polydev_host::NetworkMode::Channel,
+        network: if config.tap { NetworkMode::Tap } else { NetworkMode::Channel },
         egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
         capacity: None,

@@ -87,6 +87,7 @@ impl Suite {
             slots: u8::try_from(tracks).unwrap_or(u8::MAX).saturating_add(SPARE_SLOTS),
             vcpus: 1,
             memory_mib: options.driver.memory_mib(),
+            tap: options.tap,
         };
         let starter = Starter::new(config, dir.path().to_owned(), options.driver.patience())?;
         Ok(Self {
@@ -165,10 +166,13 @@ impl Suite {
         }
         // As often as others, the new ones first.
         let killed = self.report.kills_by_name();
-        let least = |name: &&String| killed.get(*name).copied().unwrap_or_default();
-        let name = reached.iter().min_by_key(least).expect("there is one");
+        let count = |name: &String| killed.get(name).copied().unwrap_or_default();
+        let least = reached.iter().map(count).min().unwrap_or_default();
+        let names: Vec<&String> = reached.iter().filter(|name| count(name) == least).collect();
+        let at = (self.random.unit() * names.len() as f64) as usize;
+        let name = names.get(at).copied().expect("there is one with the least");
         let nth = 1 + (self.random.unit() * 2.0) as usize;
-        Kill::At(name.clone(), if least(&name) == 0 { 1 } else { nth })
+        Kill::At(name.clone(), if least == 0 { 1 } else { nth })
     }
 
     /// The life of one manager.

@@ -26,7 +26,7 @@ impl Host {
             // One that is just being made has no record yet.
             let left = warm.max(self.inner.pool.len());
             if left == 0 {
-                return Ok(());
+                break;
             }
             if Instant::now() >= deadline {
                 let reason = format!("{left} VMs that were held ready are still there");
@@ -34,6 +34,8 @@ impl Host {
             }
             sleep(LOOK_AGAIN).await;
         }
+        let closed = self.inner.networks.close().await;
+        closed.map(drop).map_err(|error| HostError::Unavailable { reason: error.to_string() })
     }
 }
 

@@ -46,6 +46,8 @@ struct State {
     ready: BTreeMap<Slot, LinkKind>,
     /// For VMs to come.
     kind: Option<LinkKind>,
+    /// No VMs will come.
+    closed: bool,
 }
 
 impl Networks {
@@ -142,6 +144,16 @@ impl Networks {
         Ok(swept)
     }
 
+    /// Removes what lies ready and makes nothing ahead any more.
+    pub async fn close(&self) -> Result<Vec<String>, NetworkError> {
+        {
+            let mut state = self.inner.state();
+            (state.closed, state.kind) = (true, None);
+            state.ready.clear();
+        }
+        self.sweep().await
+    }
+
     /// The file that names the slot's namespace.
     pub fn namespace(&self, slot: Slot) -> PathBuf {
         self.inner.path(slot)
@@ -171,7 +183,7 @@ impl Inner {
             let alone = self.work.lock().await;
             let slot = {
                 let state = self.state();
-                if state.ready.len() >= HIGH_MARK {
+                if state.closed || state.ready.len() >= HIGH_MARK {
                     return Ok(());
                 }
                 let free = |slot: &Slot| !state.used.contains_key(slot) && !state.ready.contains_key(slot);
