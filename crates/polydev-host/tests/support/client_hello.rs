@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,7 +12,6 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::{TcpListener, TcpStream},
     sync::watch,
-    time::timeout,
 };
 
 /// Extension `key_share`.
@@ -101,19 +99,17 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    /// The messages of a VM once there are so many.
-    pub(crate) async fn heard(&self, vm: VmId, count: usize, limit: Duration) -> Vec<ClientHello> {
+    /// Returns once a VM has said something.
+    pub(crate) async fn first(&self, vm: VmId) {
         let mut changed = self.changed.subscribe();
-        let enough = async {
-            loop {
-                let heard = self.heard.lock().unwrap().get(&vm).cloned().unwrap_or_default();
-                if heard.len() >= count {
-                    return heard;
-                }
-                changed.changed().await.unwrap();
-            }
-        };
-        timeout(limit, enough).await.expect("the browser connects often enough")
+        while self.heard(vm).is_empty() {
+            changed.changed().await.unwrap();
+        }
+    }
+
+    /// All that a VM has said so far.
+    pub(crate) fn heard(&self, vm: VmId) -> Vec<ClientHello> {
+        self.heard.lock().unwrap().get(&vm).cloned().unwrap_or_default()
     }
 }
 
