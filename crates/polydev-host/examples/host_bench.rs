@@ -109,6 +109,7 @@ impl Place {
             keep_failed: false,
             network: NetworkMode::Channel,
             egress_limits: EgressLimits::default(),
+            firecracker: Default::default(),
             capacity: None,
             resources: Resources::default(),
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub use crate::firecracker::FirecrackerConfig;
+
 /// Which driver to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -15,6 +17,10 @@ pub enum DriverChoice {
     Container,
     /// QEMU with KVM where it works, emulated otherwise.
     Qemu,
+    /// VMs of Firecracker whose guests are toys: what there is of Firecracker on machines whose KVM runs no Linux.
+    #[cfg(feature = "chaos")]
+    #[serde(rename = "firecracker-toy")]
+    FirecrackerToy,
 }
 
 /// Measures by which one more VM is admitted or refused.
@@ -74,6 +80,8 @@ pub struct HostConfig {
     pub egress_limits: crate::egress::EgressLimits,
     /// What VMs may take of the machine.
     pub resources: Resources,
+    /// Programs, users and rates of the driver `firecracker`.
+    pub firecracker: FirecrackerConfig,
 }
 
 /// What VMs may take of the machine. Enforced by control groups and by a check before every write that could fill a

@@ -3,18 +3,26 @@
 //! Only what polydev uses of the API is here, with the field names of its description (`firecracker.yaml`, 1.16.1).
 
 mod api;
+mod exit;
+pub(crate) mod home;
 mod http;
+pub(crate) mod jail;
 mod model;
+pub(crate) mod program;
+mod settings;
 pub mod toy;
 pub mod vmm;
 
+pub(crate) use api::connect;
 pub use api::{Api, ApiError};
 pub use model::{
-    Action, Backend, BackendType, Balloon, BalloonStats, BalloonTarget, BootSource, Drive, Entropy,
-    HugePages, InstanceInfo, InstanceState, LoadSnapshot, Logger, MachineConfig, Metrics, NetworkInterface,
-    NetworkLimits, NetworkOverride, RateLimiter, Serial, SnapshotKind, TakeSnapshot, TokenBucket, VmState,
-    Vsock, VsockOverride,
+    Action, Backend, BackendType, Balloon, BalloonStats, BalloonTarget, BootSource, Drive, DriveLimits,
+    Entropy, HugePages, InstanceInfo, InstanceState, LoadSnapshot, Logger, MachineConfig, Metrics,
+    NetworkInterface, NetworkLimits, NetworkOverride, RateLimiter, Serial, SnapshotKind, TakeSnapshot,
+    TokenBucket, VmState, Vsock, VsockOverride,
 };
+
+pub use settings::FirecrackerConfig;
 
 /// The oldest Firecracker that works: earlier ones corrupt diff snapshots of large VMs (< 1.15), cannot move a
 /// vsock at restore (< 1.16) or lose connections of the guest after it (< 1.16.1).

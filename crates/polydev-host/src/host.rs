@@ -199,6 +199,11 @@ type Cell = Arc<tokio::sync::Mutex<Option<AgentClient>>>;
 impl Host {
     /// Probes the driver and opens the image. Touches no VM.
     pub async fn open(config: HostConfig, egress: Arc<dyn EgressHandler>) -> Result<Self, HostError> {
+        #[cfg(feature = "chaos")]
+        if config.driver == crate::DriverChoice::FirecrackerToy {
+            let driver = crate::driver::firecracker::toy::driver(&config)?;
+            return Self::with_driver(config, egress, driver);
+        }
         let image = GoldenImage::current(&config.image_dir)?;
         let places = Places::open(&config)?;
         let drivers = probe::choose(&config, &places, &image).await?;

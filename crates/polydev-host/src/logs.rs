@@ -30,6 +30,20 @@ pub(crate) fn open_append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
+/// Moves what is in a log behind what was cut from it before, as much as fits: its next writer begins at its start.
+pub(crate) fn set_aside(path: &Path, bytes_max: u64) -> io::Result<()> {
+    let said = last_bytes(path, bytes_max)?;
+    if said.is_empty() {
+        return Ok(());
+    }
+    let (_, tail) = side_files(path);
+    let kept = bytes_max.saturating_sub(said.len() as u64);
+    let mut all = if kept == 0 { Vec::new() } else { last_bytes(&tail, kept)? };
+    all.extend(said);
+    fs::write(tail, all)?;
+    fs::remove_file(path)
+}
+
 /// Keeps a growing log under `bytes_max`: the first quarter ever written and the last half stay.
 pub(crate) fn cut(path: &Path, bytes_max: u64) -> io::Result<()> {
     let len = match fs::metadata(path) {
@@ -155,6 +169,20 @@ mod tests {
         let archived = fs::read_to_string(kept.join(id.to_string()).join("console.log")).unwrap();
         assert!(archived.starts_with("line 0\n") && archived.ends_with("line 4999\n"));
         assert!(archived.contains("left out") && archived.len() < 4096 + 100);
+    }
+
+    #[test]
+    fn a_log_set_aside_is_read_before_what_its_next_writer_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("driver.log");
+        set_aside(&path, 100).unwrap();
+        for life in ["first\n", "second\n", "third\n"] {
+            fs::write(&path, life).unwrap();
+            set_aside(&path, 13).unwrap();
+            assert!(!path.exists());
+        }
+        fs::write(&path, "fourth\n").unwrap();
+        assert_eq!(tail(&path, 100).unwrap(), "second\nthird\nfourth\n");
     }
 
     #[test]

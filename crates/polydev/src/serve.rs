@@ -174,6 +174,7 @@ pub(crate) fn host_config(config: &Config) -> HostConfig {
         network: config.vms.network,
         egress_limits: polydev_host::EgressLimits::default(),
         resources: config.vms.resources,
+        firecracker: config.vms.firecracker.clone(),
     }
 }
 

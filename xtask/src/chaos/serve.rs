@@ -12,8 +12,8 @@ use polydev_core::{
     wire::{FileGet, FilePut, Identity, Reply, Request, files::FileBytes},
 };
 use polydev_host::{
-    CreateVm, DriverChoice, Host, HostConfig, HostError, NetworkMode, NoEgress, VmKind, WarmPlan,
-    driver::chaos::ProcessDriver,
+    CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, HostError, NetworkMode, NoEgress, VmKind,
+    WarmPlan, driver::chaos::ProcessDriver,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -88,11 +88,23 @@ pub(super) fn serve(file: &Path) -> Result<()> {
     })
 }
 
+/// `POLYDEV_FIRECRACKER` names the program; its jailer lies beside it.
+fn firecracker() -> FirecrackerConfig {
+    match std::env::var_os("POLYDEV_FIRECRACKER").map(std::path::PathBuf::from) {
+        Some(program) => FirecrackerConfig {
+            jailer: program.with_file_name("jailer"),
+            program,
+            ..FirecrackerConfig::default()
+        },
+        None => FirecrackerConfig::default(),
+    }
+}
+
 async fn open(config: &Config) -> Result<Host, HostError> {
     let driver = match config.driver.as_str() {
         "container" => DriverChoice::Container,
         "qemu" => DriverChoice::Qemu,
-        "firecracker" => DriverChoice::Firecracker,
+        "firecracker" => DriverChoice::FirecrackerToy,
         _ => DriverChoice::Auto,
     };
     let host_config = HostConfig {
@@ -111,6 +123,7 @@ async fn open(config: &Config) -> Result<Host, HostError> {
         egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
         capacity: None,
+        firecracker: firecracker(),
     };
     if config.driver == "fake" {
         let driver = ProcessDriver::new(&host_config)?;

@@ -52,6 +52,8 @@ pub(crate) async fn choose(
         DriverChoice::Firecracker => &[Candidate::Firecracker],
         DriverChoice::Container => &[Candidate::Container],
         DriverChoice::Qemu => &[Candidate::QemuKvm, Candidate::QemuTcg],
+        #[cfg(feature = "chaos")]
+        DriverChoice::FirecrackerToy => return Ok(vec![firecracker::toy::driver(config)?]),
     };
     let mut reasons = Vec::new();
     let mut chosen = None;
@@ -70,6 +72,8 @@ pub(crate) async fn choose(
         DriverChoice::Firecracker => firecracker::NAME,
         DriverChoice::Container => container::NAME,
         DriverChoice::Qemu => qemu::NAME,
+        #[cfg(feature = "chaos")]
+        DriverChoice::FirecrackerToy => firecracker::NAME,
     };
     let unusable = || HostError::DriverUnusable { driver: driver.to_owned(), reason: reasons.join("; ") };
     let chosen = chosen.ok_or_else(unusable)?;
@@ -82,8 +86,7 @@ pub(crate) async fn choose(
     let (place, image) = (|| places.clone(), || image.clone());
     let container = Arc::new(ContainerDriver::new(place(), image(), programs.clone()));
     let qemu = Arc::new(QemuDriver::new(place(), image(), programs.clone(), accel, config.network));
-    let firecracker =
-        Arc::new(FirecrackerDriver::new(place(), image(), programs, firecracker::PROGRAM.into()));
+    let firecracker = Arc::new(FirecrackerDriver::new(place(), image(), programs, config));
     let mut drivers: Vec<Arc<dyn Driver>> = vec![container, qemu, firecracker];
     let first = match chosen {
         Candidate::Container => 0,
@@ -123,8 +126,8 @@ async fn try_out(candidate: Candidate, config: &HostConfig, afresh: bool) -> Res
     let file = config.run_dir.join(format!("found-{}.json", candidate.name()));
     match candidate {
         Candidate::Firecracker => {
-            let program: &Path = firecracker::PROGRAM.as_ref();
-            let probe = firecracker::probe::firecracker(program, &config.run_dir);
+            let program = config.firecracker.program.as_path();
+            let probe = firecracker::probe::firecracker(&config.firecracker, &config.run_dir);
             remembered::or_ask(&file, program, afresh, probe).await
         }
         Candidate::QemuKvm => {

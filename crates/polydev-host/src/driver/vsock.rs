@@ -2,9 +2,8 @@
 //!
 //! `vhost-device-vsock`, which gives QEMU the same, speaks the same protocol.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::Path, time::Duration};
 
-use async_trait::async_trait;
 use polydev_core::guest::VSOCK_PORT;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,40 +11,21 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    agent::{ByteStream, Connector},
-    process::ProcessId,
-};
+use crate::firecracker::connect;
 
 /// A guest that listens answers at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// "OK", a number and a newline.
 const ANSWER_MAX: usize = 32;
 
-/// Reaches an agent over a VM's vsock, as long as the VM's process lives.
-pub(crate) struct VsockConnector {
-    pub(crate) socket: PathBuf,
-    pub(crate) process: Option<ProcessId>,
-}
-
-#[async_trait]
-impl Connector for VsockConnector {
-    async fn dial(&self) -> io::Result<Box<dyn ByteStream>> {
-        Ok(Box::new(self.dial_socket().await?))
-    }
-
-    async fn dial_socket(&self) -> io::Result<UnixStream> {
-        let mut stream = UnixStream::connect(&self.socket).await?;
-        // In one piece: Firecracker drops a connection whose line is not there as a whole.
-        stream.write_all(format!("CONNECT {VSOCK_PORT}\n").as_bytes()).await?;
-        match timeout(ANSWER_LIMIT, accepted(&mut stream)).await {
-            Ok(answer) => answer.map(|()| stream),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer on the vsock")),
-        }
-    }
-
-    fn alive(&self) -> bool {
-        self.process.is_some_and(ProcessId::alive)
+/// Connects to the agent of the VM whose vsock this is.
+pub(super) async fn dial(socket: &Path) -> io::Result<UnixStream> {
+    let mut stream = connect(socket).await?;
+    // In one piece: Firecracker drops a connection whose line is not there as a whole.
+    stream.write_all(format!("CONNECT {VSOCK_PORT}\n").as_bytes()).await?;
+    match timeout(ANSWER_LIMIT, accepted(&mut stream)).await {
+        Ok(answer) => answer.map(|()| stream),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer on the vsock")),
     }
 }
 
@@ -70,7 +50,7 @@ mod tests {
     use super::*;
     use tokio::net::UnixListener;
 
-    async fn dial(answer: &'static [u8]) -> io::Result<Box<dyn ByteStream>> {
+    async fn dialled(answer: &'static [u8]) -> io::Result<UnixStream> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("v.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -81,14 +61,14 @@ mod tests {
             assert_eq!(&line, b"CONNECT 5000\n");
             stream.write_all(answer).await.unwrap();
         });
-        let dialled = VsockConnector { socket, process: None }.dial().await;
+        let stream = dial(&socket).await;
         serve.await.unwrap();
-        dialled
+        stream
     }
 
     #[tokio::test]
     async fn what_follows_the_answer_belongs_to_the_channel() {
-        let mut stream = dial(b"OK 1073741824\nguest").await.unwrap();
+        let mut stream = dialled(b"OK 1073741824\nguest").await.unwrap();
         let mut rest = String::new();
         stream.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "guest");
@@ -97,7 +77,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_there_and_nonsense_are_errors() {
         for answer in [&b""[..], b"NO\n", b"OK without end, for ever and ever and ever"] {
-            assert!(dial(answer).await.is_err());
+            assert!(dialled(answer).await.is_err());
         }
     }
 }

@@ -1,6 +1,11 @@
 //! The calls, each with its own limit. Firecracker answers one at a time; a second caller waits here.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -12,9 +17,9 @@ use tokio::{
 use super::{
     http::{self, Answer},
     model::{
-        Action, Balloon, BalloonStats, BalloonTarget, BootSource, Drive, Entropy, InstanceInfo, LoadSnapshot,
-        Logger, MachineConfig, Metrics, NetworkInterface, NetworkLimits, Serial, TakeSnapshot, VmState,
-        Vsock,
+        Action, Balloon, BalloonStats, BalloonTarget, BootSource, Drive, DriveLimits, Entropy, InstanceInfo,
+        LoadSnapshot, Logger, MachineConfig, Metrics, NetworkInterface, NetworkLimits, Serial, TakeSnapshot,
+        VmState, Vsock,
     },
 };
 
@@ -76,6 +81,13 @@ pub enum ApiError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+impl ApiError {
+    /// Whether Firecracker found the disk full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        matches!(self, Self::Fault { message, .. } if message.contains("os error 28") || message.contains("No space left"))
+    }
 }
 
 /// One VM's API.
@@ -157,6 +169,11 @@ impl Api {
     /// `PUT /drives/{id}`
     pub async fn drive(&self, drive: &Drive) -> Result<(), ApiError> {
         self.put(&format!("/drives/{}", drive.drive_id), drive, QUICK).await
+    }
+
+    /// `PATCH /drives/{id}`
+    pub async fn limit_drive(&self, limits: &DriveLimits) -> Result<(), ApiError> {
+        self.patch(&format!("/drives/{}", limits.drive_id), limits, QUICK).await
     }
 
     /// `PUT /network-interfaces/{id}`
@@ -251,7 +268,7 @@ impl Api {
         let _turn = self.turn.lock().await;
         let deadline = Instant::now() + limit;
         let exchange = async {
-            let stream = UnixStream::connect(&self.socket)
+            let stream = connect(&self.socket)
                 .await
                 .map_err(|source| ApiError::Connect { call: call.clone(), source })?;
             http::exchange(stream, method, path, body)
@@ -272,5 +289,32 @@ impl Api {
                 Err(ApiError::Fault { call, status, message })
             }
         }
+    }
+}
+
+/// Connects to a socket that a VMM made. The name may have become anything since: it is not followed.
+///
+/// By way of the descriptor the address is short, wherever the socket lies.
+pub(crate) async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    use rustix::fs::{Mode, OFlags, open};
+    let found = open(socket, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_far_down_is_reached_and_a_link_in_its_place_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a-name-of-thirty-characters-long/".repeat(4));
+        std::fs::create_dir_all(&deep).unwrap();
+        let near = dir.path().join("s");
+        let _listener = tokio::net::UnixListener::bind(&near).unwrap();
+        std::fs::rename(&near, deep.join("s")).unwrap();
+        connect(&deep.join("s")).await.unwrap();
+        std::os::unix::fs::symlink(deep.join("s"), &near).unwrap();
+        connect(&near).await.unwrap_err();
     }
 }

@@ -24,8 +24,9 @@ pub struct Metrics {
 /// `PUT /serial`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Serial {
-    /// An existing file.
-    pub serial_out_path: String,
+    /// An existing file; standard output otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial_out_path: Option<String>,
     /// Bytes beyond it are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<TokenBucket>,
@@ -79,6 +80,16 @@ pub struct Drive {
     pub is_root_device: bool,
     /// Whether the guest can write.
     pub is_read_only: bool,
+    /// How fast the guest may use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+/// `PATCH /drives/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DriveLimits {
+    /// The id of the path, again.
+    pub drive_id: String,
     /// How fast the guest may use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,

@@ -1,62 +1,61 @@
 //! One Firecracker process: started in a session of its own, found again by a later manager, driven, saved, ended.
 //!
 //! ```text
-//! launch ──▶ idle ──boot──▶ running ◀──resume── paused ──save──▶ paused
-//!              └───────────load────▶ running ────pause───▶ paused
+//! launch ──▶ idle ──boot──▶ running ◀──resume── paused ──capture──▶ paused
+//!              └───────────load────────────────▶ paused
 //! adopt ───▶ whatever it is
 //! ```
 //!
-//! Its working directory is the VM's run directory, and every path it is given is relative to that: unix socket
-//! addresses are short, and paths are kept in snapshots. Its standard streams are files: a pipe of a manager that
-//! died would hang its API for ever.
+//! Its standard output is a file, opened for appending: a pipe of a manager that died would hang its API for ever, and
+//! the host cuts the guest's console while it grows.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
 
 use polydev_core::ids::VmId;
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Api, ApiError, Backend, BackendType, Balloon, BootSource, Drive, Entropy, HugePages,
-    InstanceState, LoadSnapshot, Logger, MachineConfig, Metrics, Serial, SnapshotKind, TakeSnapshot,
-    TokenBucket, VersionError, VmState, Vsock, VsockOverride, check_version,
+    Action, Api, ApiError, Backend, BackendType, Balloon, BootSource, Drive, DriveLimits, Entropy, HugePages,
+    InstanceState, LoadSnapshot, MachineConfig, NetworkInterface, NetworkLimits, NetworkOverride,
+    RateLimiter, Serial, SnapshotKind, TakeSnapshot, TokenBucket, VmState, Vsock, VsockOverride, exit,
+    home::{API_SOCKET, VSOCK},
+};
+pub use super::{
+    home::{Home, Item},
+    jail::Jail,
+    program::{Program, ProgramError},
 };
 use crate::{
-    command::{command, run},
+    driver::PROCESS,
     error::HostError,
+    failpoint,
     host::LogKind,
+    launch::Launch,
     logs,
-    process::{self, INSTANCE_VARIABLE, ProcessId, VM_VARIABLE},
-    record::write_durably,
-    snapshot::{self, DEVICES, MEMORY},
+    process::ProcessId,
+    snapshot::{DEVICES, MEMORY},
 };
 
-const API_SOCKET: &str = "api.sock";
-/// The guest's vsock, from outside.
-pub const VSOCK: &str = "v.sock";
-const VMM_LOG: &str = "vmm.log";
-const METRICS: &str = "metrics";
-/// Who the VM's process is.
-const IDENTITY: &str = "vmm.json";
-const VERSION_LIMIT: Duration = Duration::from_secs(5);
+/// Firecracker's metrics, in the run directory.
+pub(super) const METRICS: &str = "metrics";
 /// From start of the process to its first answer; milliseconds on a machine that is not overloaded.
 const READY_LIMIT: Duration = Duration::from_secs(15);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// What a guest may write to its console per second.
 const CONSOLE_BYTES: u64 = 256 << 10;
+/// What a guest may draw from the entropy device per second.
+const ENTROPY_BYTES: u64 = 64 << 10;
 /// The host's address is 2.
 const GUEST_CID: u32 = 3;
+const INTERFACE: &str = "eth0";
+/// How much of the log of an earlier process is kept when the next one begins to write.
+const LOG_KEPT_BYTES: u64 = 256 << 10;
 
 /// Why a VMM could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// No usable program.
     #[error(transparent)]
-    Version(#[from] VersionError),
+    Program(#[from] ProgramError),
     /// A call to its API.
     #[error("VM {id}: {source}")]
     Api {
@@ -65,11 +64,19 @@ pub enum VmmError {
         /// What happened.
         source: ApiError,
     },
+    /// The process ended by itself.
+    #[error("VM {id}: firecracker ended: {how}")]
+    Ended {
+        /// Which VM.
+        id: VmId,
+        /// How, as far as that can be known.
+        how: String,
+    },
     /// The machine refused.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The process that runs is not the one that was recorded for this VM.
-    #[error("VM {id} is run by a process that is not the recorded one: {what}")]
+    /// The process that runs is not the one of this VM.
+    #[error("VM {id} is run by a process that is not its own: {what}")]
     NotOurs {
         /// Which VM.
         id: VmId,
@@ -79,46 +86,27 @@ pub enum VmmError {
     /// It is there already.
     #[error("VM {0} has a process already")]
     Exists(VmId),
-    /// A snapshot that cannot be used.
-    #[error("snapshot {path} cannot be used: {reason}")]
-    Snapshot {
-        /// Where it lies.
-        path: String,
-        /// Why not.
-        reason: String,
-    },
 }
 
-/// A checked firecracker program.
-#[derive(Debug, Clone)]
-pub struct Program {
-    path: PathBuf,
-    /// Its version.
-    pub version: [u32; 3],
-}
+impl VmmError {
+    /// As the failure of a step in a VM's life.
+    pub(crate) fn of_step(self, id: VmId, step: &'static str) -> HostError {
+        match self {
+            Self::Host(error) => error,
+            Self::Api { source, .. } if source.is_no_space() => {
+                HostError::NoSpace { what: format!("{step} of VM {id}"), room: None }
+            }
+            other => HostError::StartFailed { id, step, detail: other.to_string() },
+        }
+    }
 
-impl Program {
-    /// Asks the program for its version.
-    pub async fn check(path: &Path) -> Result<Self, VmmError> {
-        let mut ask = command(path);
-        ask.arg("--version");
-        let said = run(ask, &format!("run {} --version", path.display()), VERSION_LIMIT).await?;
-        Ok(Self { path: path.to_owned(), version: check_version(&said)? })
+    /// Whether nobody knows any more what the process does: it has to be killed.
+    pub(crate) fn is_hung(&self) -> bool {
+        matches!(self, Self::Api { source: ApiError::TimedOut { .. } | ApiError::Broken { .. }, .. })
     }
 }
 
-/// Where a VM lives and whose it is.
-#[derive(Debug, Clone)]
-pub struct Home {
-    /// The VM.
-    pub id: VmId,
-    /// Its run directory; made by the caller.
-    pub dir: PathBuf,
-    /// Which host on this machine it belongs to.
-    pub instance: String,
-}
-
-/// What a VM is made of.
+/// What a VM is made of. Files are named as the VMM's [`Item`]s.
 #[derive(Debug, Clone)]
 pub struct Machine {
     /// Virtual CPUs.
@@ -126,13 +114,57 @@ pub struct Machine {
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Uncompressed ELF kernel.
-    pub kernel: PathBuf,
+    pub kernel: String,
     /// Initramfs.
-    pub initrd: Option<PathBuf>,
+    pub initrd: Option<String>,
     /// Kernel command line.
     pub command_line: String,
     /// Disks in the order in which the guest sees them, and whether it can write to them.
-    pub disks: Vec<(String, PathBuf, bool)>,
+    pub disks: Vec<(String, bool)>,
+    /// Its network interface.
+    pub network: Option<Network>,
+    /// How fast it may use its devices.
+    pub limits: Limits,
+}
+
+/// A VM's network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// A TAP that exists in the VMM's network namespace.
+    pub tap: String,
+    /// The guest's address.
+    pub guest_mac: String,
+}
+
+/// How fast a VM may use its devices; none: as fast as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Limits {
+    /// Each disk.
+    pub disk: Option<RateLimiter>,
+    /// The network interface, each way.
+    pub network: Option<RateLimiter>,
+}
+
+/// How a process is started.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// Firecracker.
+    pub program: &'a Program,
+    /// Without: root of the host. For tests and tiny guests of our own only.
+    pub jail: Option<&'a Jail>,
+    /// What it may use.
+    pub items: Vec<Item>,
+    /// `cgroup.procs` of the cgroups it is to be in.
+    pub groups: Vec<PathBuf>,
+    /// File that names the network namespace it is to be in.
+    pub netns: Option<PathBuf>,
+}
+
+impl<'a> Setup<'a> {
+    /// No cgroups, the manager's network namespace.
+    pub fn new(program: &'a Program, jail: Option<&'a Jail>, items: Vec<Item>) -> Self {
+        Self { program, jail, items, groups: Vec::new(), netns: None }
+    }
 }
 
 /// A VM's process and the way to its API. Dropping it leaves the VM alone.
@@ -140,201 +172,217 @@ pub struct Machine {
 pub struct Vmm {
     home: Home,
     process: ProcessId,
+    end: exit::Watch,
     api: Api,
-}
-
-/// Tells a process from every other one, on this boot of the machine and on later ones.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
-    process: ProcessId,
-    boot_id: String,
-    /// Device and inode of the program.
-    program: (u64, u64),
 }
 
 impl Vmm {
     /// Starts a process that has no VM yet.
-    pub async fn launch(program: &Program, home: Home) -> Result<Self, VmmError> {
-        let Home { id, dir, instance } = &home;
-        if process_of(&home)?.is_some() {
-            return Err(VmmError::Exists(*id));
+    pub async fn launch(home: Home, setup: &Setup<'_>) -> Result<Self, VmmError> {
+        let id = home.id;
+        let os = |what: &str| HostError::os(format!("{what} {}", home.dir.display()));
+        if home.process().map_err(os("look for processes of"))?.is_some() {
+            return Err(VmmError::Exists(id));
         }
-        let os = |what: &str| HostError::os(format!("{what} {}", dir.display()));
         // No owner lives: what an earlier process left would be in the way.
-        for stale in [API_SOCKET, VSOCK, IDENTITY] {
-            match fs::remove_file(dir.join(stale)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(os("clear")(error).into());
-                }
-                _ => {}
+        home.clear().map_err(os("clear"))?;
+        let log = home.dir.join(LogKind::Driver.file_name());
+        // Firecracker writes from the beginning of the file on.
+        logs::set_aside(&log, LOG_KEPT_BYTES).map_err(os("keep the log in"))?;
+        for file in [&log, &home.dir.join(METRICS)] {
+            fs::File::create(file).map_err(os("write to"))?;
+        }
+        failpoint::reach("firecracker/before-launch");
+        let id_text = id.to_string();
+        let own = [
+            "--api-sock",
+            API_SOCKET,
+            "--log-path",
+            LogKind::Driver.file_name(),
+            "--level",
+            "Info",
+            "--show-level",
+            "--metrics-path",
+            METRICS,
+        ];
+        let (program, arguments) = match setup.jail {
+            Some(jail) => {
+                jail.build(&home, &setup.program.path, &setup.items).map_err(os("make a jail in"))?;
+                failpoint::reach("firecracker/jail-built");
+                (&jail.jailer, jail.arguments(&home, &setup.program.path, &own))
             }
+            None => {
+                home.link(&setup.items).map_err(os("link files into"))?;
+                let arguments = [&["--id", id_text.as_str()], &own[..]].concat();
+                (&setup.program.path, arguments.into_iter().map(str::to_owned).collect())
+            }
+        };
+        let launch = Launch {
+            id,
+            instance: &home.instance,
+            program,
+            arguments: arguments.into_iter().map(OsString::from).collect(),
+            dir: &home.dir,
+            log: &home.dir.join(LogKind::Console.file_name()),
+            groups: &setup.groups,
+            netns: setup.netns.as_deref(),
+        };
+        launch.start().await.map_err(|error| error.of_vm(id))?;
+        failpoint::reach("firecracker/launched");
+        let found = home.process().map_err(os("look for processes of"))?;
+        let ended = |end: Option<&exit::Watch>| VmmError::Ended { id, how: exit::how(end, &home) };
+        let Some(process) = found else { return Err(ended(None)) };
+        process.write(&home.dir.join(PROCESS)).map_err(os("write to"))?;
+        let end = exit::Watch::of(process);
+        let api = Api::new(home.root().join(API_SOCKET));
+        match api.ready(READY_LIMIT, || process.alive()).await {
+            Ok(_) => {}
+            Err(_) if !process.alive() => return Err(ended(Some(&end))),
+            Err(source) => return Err(VmmError::Api { id, source }),
         }
-        // Firecracker wants them to be there.
-        for file in [LogKind::Console.file_name(), VMM_LOG, METRICS] {
-            logs::open_append(&dir.join(file)).map_err(os("write to"))?;
-        }
-        let out = logs::open_append(&dir.join(LogKind::Driver.file_name())).map_err(os("write to"))?;
-        let err = out.try_clone().map_err(os("write to"))?;
-        let mut start = command("setsid");
-        start.arg("--fork").arg(&program.path).args(["--api-sock", API_SOCKET, "--id", &id.to_string()]);
-        start.args(["--log-path", VMM_LOG, "--level", "Info"]).current_dir(dir).stdout(out).stderr(err);
-        start.env(VM_VARIABLE, id.to_string()).env(INSTANCE_VARIABLE, instance);
-        let started = start.status().await.map_err(os("start firecracker in"))?;
-        if !started.success() {
-            return Err(os("start firecracker in")(io::Error::other(started.to_string())).into());
-        }
-        // It is there once `setsid` has ended, and the same one before and after it executes firecracker.
-        let process = process_of(&home)?.ok_or(VmmError::NotOurs { id: *id, what: "it has ended" })?;
-        let api = Api::new(dir.join(API_SOCKET));
-        let failed = |source| VmmError::Api { id: *id, source };
-        api.ready(READY_LIMIT, || process.alive()).await.map_err(failed)?;
-        let identity = Identity::of(process).map_err(os("look at the process of"))?;
-        let bytes = serde_json::to_vec(&identity).map_err(|error| os("write to")(io::Error::other(error)))?;
-        write_durably(&dir.join(IDENTITY), &bytes).map_err(os("write to"))?;
-        Ok(Self { home, process, api })
+        failpoint::reach("firecracker/answers");
+        Ok(Self { home, process, end, api })
     }
 
     /// Finds the process that an earlier manager started; `None` if it has ended or never was.
     ///
-    /// It is taken over only if everything that was recorded of it still holds and its API names this VM.
+    /// It is taken over only if its API names this VM.
     pub async fn adopt(home: Home) -> Result<Option<Self>, VmmError> {
-        let Some(process) = process_of(&home)? else { return Ok(None) };
         let id = home.id;
-        let recorded =
-            fs::read(home.dir.join(IDENTITY)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let Some(recorded) = recorded else {
-            return Err(VmmError::NotOurs { id, what: "nothing is recorded of it" });
-        };
-        let seen = Identity::of(process).map_err(HostError::os(format!("look at the process of VM {id}")))?;
-        if seen != recorded {
-            return Err(VmmError::NotOurs { id, what: "pid, start time, boot or program" });
-        }
-        let api = Api::new(home.dir.join(API_SOCKET));
+        let found = home.process().map_err(HostError::os(format!("look for processes of VM {id}")))?;
+        let Some(process) = found else { return Ok(None) };
+        let api = Api::new(home.root().join(API_SOCKET));
         let info = api.info().await.map_err(|source| VmmError::Api { id, source })?;
         if info.id != id.to_string() {
             return Err(VmmError::NotOurs { id, what: "the id that its API names" });
         }
-        Ok(Some(Self { home, process, api }))
+        Ok(Some(Self { home, process, end: exit::Watch::of(process), api }))
     }
 
     /// Boots a machine.
     pub async fn boot(&self, machine: &Machine) -> Result<(), VmmError> {
         let calls = async {
-            self.observe().await?;
+            self.console().await?;
             let (vcpu_count, mem_size_mib) = (machine.vcpus, machine.memory_mib);
             let (smt, track_dirty_pages, huge_pages) = (false, true, HugePages::None);
             self.api
                 .machine(&MachineConfig { vcpu_count, mem_size_mib, smt, track_dirty_pages, huge_pages })
                 .await?;
-            let kernel_image_path = text(&machine.kernel);
-            let initrd_path = machine.initrd.as_deref().map(text);
+            let (kernel_image_path, initrd_path) = (machine.kernel.clone(), machine.initrd.clone());
             let boot_args = machine.command_line.clone();
             self.api.boot_source(&BootSource { kernel_image_path, initrd_path, boot_args }).await?;
-            for (name, file, writable) in &machine.disks {
+            for (name, writable) in &machine.disks {
                 let drive = Drive {
                     drive_id: name.clone(),
-                    path_on_host: text(file),
+                    path_on_host: name.clone(),
                     is_root_device: false,
                     is_read_only: !writable,
-                    rate_limiter: None,
+                    rate_limiter: machine.limits.disk,
                 };
                 self.api.drive(&drive).await?;
             }
+            if let Some(Network { tap, guest_mac }) = &machine.network {
+                let interface = NetworkInterface {
+                    iface_id: INTERFACE.to_owned(),
+                    host_dev_name: tap.clone(),
+                    guest_mac: guest_mac.clone(),
+                    rx_rate_limiter: machine.limits.network,
+                    tx_rate_limiter: machine.limits.network,
+                };
+                self.api.network(&interface).await?;
+            }
             self.api.vsock(&Vsock { guest_cid: GUEST_CID, uds_path: VSOCK.to_owned() }).await?;
-            self.api.entropy(&Entropy::default()).await?;
+            let drawn = TokenBucket { size: ENTROPY_BYTES, refill_time: 1000 };
+            let rate_limiter = Some(RateLimiter { bandwidth: Some(drawn), ops: None });
+            self.api.entropy(&Entropy { rate_limiter }).await?;
             let balloon = Balloon { amount_mib: 0, deflate_on_oom: true, stats_polling_interval_s: 1 };
             self.api.balloon(&balloon).await?;
             self.api.action(Action::InstanceStart).await
         };
-        calls.await.map_err(self.api_error())
+        self.told(calls.await).await
     }
 
-    /// Continues from a snapshot, in a process that has no VM yet. The memory file must not change while the VM lives.
-    pub async fn load(&self, from: &Path) -> Result<(), VmmError> {
-        let unusable = |reason| VmmError::Snapshot { path: from.display().to_string(), reason };
-        snapshot::check(from).map_err(unusable)?;
+    /// Takes a machine's saved state from a directory that is one of the VMM's items, in a process that has no VM yet.
+    /// It stands still afterwards, with this host's limits. Its memory file must not change while the VM lives.
+    pub async fn load(&self, from: &str, machine: &Machine) -> Result<(), VmmError> {
+        self.load_then(from, machine, false).await?;
         let calls = async {
-            self.observe().await?;
+            let Limits { disk, network } = machine.limits;
+            if disk.is_some() {
+                for (name, _) in &machine.disks {
+                    let limits = DriveLimits { drive_id: name.clone(), rate_limiter: disk };
+                    self.api.limit_drive(&limits).await?;
+                }
+            }
+            if network.is_some() && machine.network.is_some() {
+                let iface_id = INTERFACE.to_owned();
+                let limits = NetworkLimits { iface_id, rx_rate_limiter: network, tx_rate_limiter: network };
+                self.api.limit_network(&limits).await?;
+            }
+            Ok(())
+        };
+        self.told(calls.await).await
+    }
+
+    /// The same in one call, after which it runs; limits are those of when it was saved.
+    pub async fn load_and_run(&self, from: &str, machine: &Machine) -> Result<(), VmmError> {
+        self.load_then(from, machine, true).await
+    }
+
+    async fn load_then(&self, from: &str, machine: &Machine, resume_vm: bool) -> Result<(), VmmError> {
+        let overridden = |network: &Network| NetworkOverride {
+            iface_id: INTERFACE.to_owned(),
+            host_dev_name: network.tap.clone(),
+        };
+        let calls = async {
+            self.console().await?;
             self.api
                 .load_snapshot(&LoadSnapshot {
-                    snapshot_path: text(&from.join(DEVICES)),
+                    snapshot_path: format!("{from}/{DEVICES}"),
                     mem_backend: Backend {
                         backend_type: BackendType::File,
-                        backend_path: text(&from.join(MEMORY)),
+                        backend_path: format!("{from}/{MEMORY}"),
                     },
                     track_dirty_pages: true,
-                    resume_vm: true,
+                    resume_vm,
                     clock_realtime: true,
-                    network_overrides: Vec::new(),
+                    network_overrides: machine.network.iter().map(overridden).collect(),
                     vsock_override: Some(VsockOverride { uds_path: VSOCK.to_owned() }),
                 })
                 .await
         };
-        calls.await.map_err(self.api_error())
+        self.told(calls.await).await
     }
 
     /// Stops the vCPUs.
     pub async fn pause(&self) -> Result<(), VmmError> {
-        self.api.set_state(VmState::Paused).await.map_err(self.api_error())
+        self.told(self.api.set_state(VmState::Paused).await).await
     }
 
     /// Lets them run again.
     pub async fn resume(&self) -> Result<(), VmmError> {
-        self.api.set_state(VmState::Resumed).await.map_err(self.api_error())
+        self.told(self.api.set_state(VmState::Resumed).await).await
     }
 
     /// How the VM stands.
     pub async fn state(&self) -> Result<InstanceState, VmmError> {
-        self.api.info().await.map(|info| info.state).map_err(self.api_error())
+        self.told(self.api.info().await.map(|info| info.state)).await
     }
 
-    /// Writes the paused VM to a directory, which appears when it is whole.
-    pub async fn save(&self, to: &Path) -> Result<(), VmmError> {
-        let fresh = to.with_extension("new");
-        let os = |what: &str| HostError::os(format!("{what} snapshot {}", to.display()));
-        snapshot::remove(&fresh).map_err(os("clear"))?;
-        fs::create_dir_all(&fresh).map_err(os("make"))?;
-        let take = TakeSnapshot {
-            snapshot_type: SnapshotKind::Full,
-            snapshot_path: text(&fresh.join(DEVICES)),
-            mem_file_path: text(&fresh.join(MEMORY)),
-        };
-        let saved = async {
-            self.api.take_snapshot(&take).await.map_err(self.api_error())?;
-            snapshot::describe(&fresh, None).map_err(os("describe"))?;
-            snapshot::remove(to).map_err(os("replace"))?;
-            fs::rename(&fresh, to).map_err(os("name"))?;
-            Ok(())
-        }
-        .await;
-        if saved.is_err() {
-            snapshot::remove(&fresh).map_err(os("clear"))?;
-        }
-        saved
+    /// What the guest tells of its memory; none before its driver has spoken.
+    pub async fn memory(&self) -> Result<super::BalloonStats, VmmError> {
+        self.told(self.api.balloon_stats().await).await
     }
 
-    /// Brings a snapshot that this VM alone continued from, or was last saved to, up to date: only pages that were
-    /// written since are read and written. The VM must be paused, and is of no further use once its memory file has
-    /// changed under it: end it.
-    ///
-    /// Until it is done the snapshot has no description and is not used: a crash half way loses it, never mixes it.
-    pub async fn save_changes(&self, onto: &Path) -> Result<(), VmmError> {
-        let os = |what: &str| HostError::os(format!("{what} snapshot {}", onto.display()));
-        let (devices, layer) = (self.home.dir.join("changes.state"), self.home.dir.join("changes"));
+    /// Writes the paused VM to a directory that is, or is in, one of the VMM's items. A diff holds what was written to
+    /// since the last capture or load; a capture that fails may have forgotten some of that.
+    pub async fn capture(&self, snapshot_type: SnapshotKind, into: &str) -> Result<(), VmmError> {
         let take = TakeSnapshot {
-            snapshot_type: SnapshotKind::Diff,
-            snapshot_path: text(&devices),
-            mem_file_path: text(&layer),
+            snapshot_type,
+            snapshot_path: format!("{into}/{DEVICES}"),
+            mem_file_path: format!("{into}/{MEMORY}"),
         };
-        self.api.take_snapshot(&take).await.map_err(self.api_error())?;
-        snapshot::forget(onto).map_err(os("reopen"))?;
-        snapshot::merge(&layer, &onto.join(MEMORY)).map_err(os("write changes to"))?;
-        fs::copy(&devices, onto.join(DEVICES)).map_err(os("write devices to"))?;
-        snapshot::describe(onto, None).map_err(os("describe"))?;
-        for part in [devices, layer] {
-            fs::remove_file(part).map_err(os("clear what became"))?;
-        }
-        Ok(())
+        self.told(self.api.take_snapshot(&take).await).await
     }
 
     /// Ends the process and waits until it has ended.
@@ -349,35 +397,38 @@ impl Vmm {
         self.process.alive()
     }
 
-    /// Logs, metrics and console are not kept in snapshots: they are set before a boot and before a load.
-    async fn observe(&self) -> Result<(), ApiError> {
-        let log_path = VMM_LOG.to_owned();
-        self.api.logger(&Logger { log_path, level: "Info", show_level: true }).await?;
-        self.api.metrics(&Metrics { metrics_path: METRICS.to_owned() }).await?;
+    /// User and system time it took so far.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        self.process.cpu_time()
+    }
+
+    /// Its directories.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// The console is not kept in snapshots: it is set before a boot and before a load. Without a path it is standard
+    /// output.
+    async fn console(&self) -> Result<(), ApiError> {
         let rate_limiter = Some(TokenBucket { size: CONSOLE_BYTES, refill_time: 1000 });
-        let serial_out_path = LogKind::Console.file_name().to_owned();
-        self.api.serial(&Serial { serial_out_path, rate_limiter }).await
+        self.api.serial(&Serial { serial_out_path: None, rate_limiter }).await
     }
 
-    fn api_error(&self) -> impl FnOnce(ApiError) -> VmmError {
+    async fn told<T>(&self, answer: Result<T, ApiError>) -> Result<T, VmmError> {
         let id = self.home.id;
-        move |source| VmmError::Api { id, source }
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(ApiError::Connect { .. } | ApiError::Broken { .. })
+                if self.end.has_ended(self.process).await =>
+            {
+                Err(VmmError::Ended { id, how: exit::how(Some(&self.end), &self.home) })
+            }
+            Err(source) => Err(VmmError::Api { id, source }),
+        }
     }
 }
 
-impl Identity {
-    fn of(process: ProcessId) -> io::Result<Self> {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        let program = fs::metadata(process.exe())?;
-        Ok(Self { process, boot_id, program: (program.dev(), program.ino()) })
-    }
-}
-
-fn process_of(home: &Home) -> Result<Option<ProcessId>, HostError> {
-    let all = process::all(&home.instance).map_err(HostError::os("read the process table"))?;
-    Ok(all.into_iter().find(|(vm, _)| *vm == home.id).map(|(_, process)| process))
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
+/// Words for the end of a VM's process that is not there any more.
+pub(crate) fn how_it_ended(home: &Home) -> String {
+    exit::how(None, home)
 }

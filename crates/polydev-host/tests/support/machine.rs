@@ -208,5 +208,6 @@ fn config(kind: &Kind, dir: &Path) -> HostConfig {
         network: polydev_host::NetworkMode::Channel,
         egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
+        firecracker: Default::default(),
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use polydev_core::ids::Slot;
-use polydev_host::{Capacity, DriverChoice, NetworkMode, Resources};
+use polydev_host::{Capacity, DriverChoice, FirecrackerConfig, NetworkMode, Resources};
 
 use super::Settings;
 
@@ -40,6 +40,9 @@ pub enum EgressPolicy {
     Direct,
 }
 
+/// Users below belong to people and services; those of all slots fit in above.
+const JAIL_UIDS: std::ops::RangeInclusive<u32> = 65_536..=4_000_000_000;
+
 /// How VMs are made.
 #[derive(Debug, Clone)]
 pub struct VmsConfig {
@@ -75,6 +78,8 @@ pub struct VmsConfig {
     pub network: NetworkMode,
     /// What they may take of the machine.
     pub resources: Resources,
+    /// Programs, users and rates of the driver `firecracker`.
+    pub firecracker: FirecrackerConfig,
 }
 
 impl VmsConfig {
@@ -121,6 +126,7 @@ impl VmsConfig {
             capacity,
             network: settings.get("network", Network(NetworkMode::Channel)).0,
             resources: resources(settings),
+            firecracker: firecracker(settings),
         }
     }
 }
@@ -138,6 +144,24 @@ fn size(settings: &mut Settings, names: [&'static str; 2], default: VmSize, floo
         settings.reject(memory_name, format!("must be at least {floor_mib} MiB"));
     }
     size
+}
+
+fn firecracker(settings: &mut Settings) -> FirecrackerConfig {
+    let default = FirecrackerConfig::default();
+    let read = FirecrackerConfig {
+        program: settings.get("firecracker_path", default.program),
+        jailer: settings.get("jailer_path", default.jailer),
+        jailed: settings.optional("jailer").map(|Flag(jailed)| jailed),
+        first_uid: settings.get("jailer_first_uid", default.first_uid),
+        disk_mib_per_s: settings.optional("vm_disk_mib_per_s"),
+        disk_ops_per_s: settings.optional("vm_disk_ops_per_s"),
+        network_mib_per_s: settings.optional("vm_network_mib_per_s"),
+    };
+    if !JAIL_UIDS.contains(&read.first_uid) {
+        let (first, last) = (JAIL_UIDS.start(), JAIL_UIDS.end());
+        settings.reject("jailer_first_uid", format!("must be {first} to {last}"));
+    }
+    read
 }
 
 fn resources(settings: &mut Settings) -> Resources {

@@ -367,6 +367,7 @@ impl Builder {
             egress_limits: polydev_host::EgressLimits::default(),
             capacity: None,
             resources: config.vms.resources,
+            firecracker: config.vms.firecracker.clone(),
         };
         let machines: Arc<dyn Machines> = if image_missing {
             let error = Host::open(host, Arc::clone(&egress) as _).await.err().expect("there is no image");

@@ -19,7 +19,7 @@ use polydev_core::wire::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex},
     net::{UnixListener, UnixStream},
-    sync::{broadcast, mpsc, oneshot},
+    sync::{Notify, broadcast, mpsc, oneshot},
     task::JoinSet,
 };
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
@@ -48,10 +48,11 @@ pub struct FakeAgent {
     /// A desktop that is started is painted at once.
     paints: bool,
     painted: AtomicBool,
+    power_off: Notify,
 }
 
 impl FakeAgent {
-    pub(super) fn new(files: Files, paints: bool) -> Self {
+    pub(in crate::driver) fn new(files: Files, paints: bool) -> Self {
         let (events, _) = broadcast::channel(64);
         let (drop_connection, _) = broadcast::channel(1);
         Self {
@@ -67,6 +68,7 @@ impl FakeAgent {
             desktop: FakeDesktop::new(),
             paints,
             painted: AtomicBool::new(false),
+            power_off: Notify::new(),
         }
     }
 
@@ -84,6 +86,11 @@ impl FakeAgent {
     /// What it was asked so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.requests).clone()
+    }
+
+    /// Returns when it is told to power off.
+    pub async fn powered_off(&self) {
+        self.power_off.notified().await;
     }
 
     /// Its desktop program.
@@ -124,7 +131,8 @@ impl FakeAgent {
         }
     }
 
-    async fn session(self: Arc<Self>, mut host: UnixStream) -> io::Result<()> {
+    /// Speaks with one host.
+    pub(in crate::driver) async fn session(self: Arc<Self>, mut host: UnixStream) -> io::Result<()> {
         let mut scanner = preamble::Scanner::default();
         let nonce = loop {
             if let Some(nonce) = scanner.push(host.read_u8().await?).map_err(io::Error::other)? {
@@ -298,8 +306,11 @@ impl FakeAgent {
             | Request::ReplayCallback { .. }
             | Request::CancelLogin
             | Request::ClosePty { .. }
-            | Request::Quiesce
-            | Request::PowerOff => Ok(Reply::Done),
+            | Request::Quiesce => Ok(Reply::Done),
+            Request::PowerOff => {
+                self.power_off.notify_one();
+                Ok(Reply::Done)
+            }
         }
     }
 }

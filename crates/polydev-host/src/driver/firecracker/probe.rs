@@ -14,8 +14,8 @@ use polydev_core::ids::VmId;
 use crate::{
     error::HostError,
     firecracker::{
-        toy,
-        vmm::{Home, Machine, Program, Vmm, VmmError},
+        FirecrackerConfig, toy,
+        vmm::{Home, Item, Limits, Machine, Program, ProgramError, Setup, Vmm, VmmError},
     },
     host::LogKind,
 };
@@ -26,12 +26,19 @@ const LIMIT: Duration = Duration::from_secs(4);
 const POLL: Duration = Duration::from_millis(5);
 const MEMORY_MIB: u32 = 64;
 
-/// Whether Firecracker is there, new enough, and runs a guest at native speed.
-pub(crate) async fn firecracker(program: &Path, run_dir: &Path) -> Result<String, String> {
-    if !program.exists() {
-        return Err(format!("no {}; install firecracker 1.16.1 or later there", program.display()));
-    }
-    let program = Program::check(program).await.map_err(|error| error.to_string())?;
+/// Whether Firecracker and its jailer are there, new enough, and run a guest at native speed.
+pub(crate) async fn firecracker(config: &FirecrackerConfig, run_dir: &Path) -> Result<String, String> {
+    let words = |error: ProgramError| error.to_string();
+    let program = Program::check(&config.program).await.map_err(words)?;
+    let jail = if config.jails() {
+        let jailer = Program::check(&config.jailer).await.map_err(words)?;
+        if jailer.version != program.version {
+            return Err(words(ProgramError::differ(&jailer, &program)));
+        }
+        "in a jail"
+    } else {
+        "without a jail: install the jailer beside it for production"
+    };
     if !Path::new("/dev/kvm").exists() {
         return Err("no /dev/kvm".to_owned());
     }
@@ -43,25 +50,28 @@ pub(crate) async fn firecracker(program: &Path, run_dir: &Path) -> Result<String
     }
     let [major, minor, patch] = program.version;
     match ran {
-        Ok(true) => Ok(format!("{major}.{minor}.{patch}: a guest ran at native speed")),
+        Ok(true) => Ok(format!("{major}.{minor}.{patch}: a guest ran at native speed; VMs run {jail}")),
         Ok(false) => Err("/dev/kvm is there but does not run a guest at native speed".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
 async fn count(program: &Program, id: VmId, dir: &Path) -> Result<bool, VmmError> {
-    let kernel = dir.join("kernel");
+    let kernel = dir.join("toy.elf");
     let written = fs::create_dir_all(dir).and_then(|()| fs::write(&kernel, toy::elf(ROUNDS)));
     written.map_err(HostError::os(format!("write to {}", dir.display())))?;
     let home = Home { id, dir: dir.to_owned(), instance: format!("probe-{id}") };
-    let vmm = Vmm::launch(program, home).await?;
+    let items = vec![Item::read("kernel", kernel)];
+    let vmm = Vmm::launch(home, &Setup::new(program, None, items)).await?;
     let machine = Machine {
         vcpus: 1,
         memory_mib: MEMORY_MIB,
-        kernel,
+        kernel: "kernel".to_owned(),
         initrd: None,
         command_line: "console=ttyS0".to_owned(),
         disks: Vec::new(),
+        network: None,
+        limits: Limits::default(),
     };
     let counted = match vmm.boot(&machine).await {
         Ok(()) => Ok(dotted(&dir.join(LogKind::Console.file_name())).await),

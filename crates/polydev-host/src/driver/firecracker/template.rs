@@ -1,0 +1,302 @@
+//! Snapshots of a browser VM whose desktop is up, and VMs that continue from them.
+//!
+//! boot ─▶ paint the desktop ─▶ wait for rest ─▶ quiesce ─▶ hang up ─▶ pause ─▶ capture ─▶ describe ─▶ end. A VM maps the
+//! memory file privately, so it never changes again; what makes the VM one of its own is handed over afterwards. The
+//! sequence has been run with a guest without an operating system only: no machine was at hand whose KVM runs Linux.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use polydev_core::{
+    ids::{Slot, VmId},
+    wire::{AgentEvent, Request},
+};
+use sha2::{Digest, Sha256};
+use tokio::time::{sleep, timeout};
+
+use super::{FirecrackerDriver, TEMPLATE_SLOT, hibernate::blocking, unusable};
+use crate::{
+    agent::{AgentClient, AgentError, LinkOptions},
+    config::NetworkMode,
+    driver::Driver,
+    egress::NoEgress,
+    error::HostError,
+    failpoint,
+    firecracker::{
+        ApiError, SnapshotKind, jail,
+        vmm::{Item, Vmm, VmmError},
+    },
+    host::VmKind,
+    net::Scratch,
+    process,
+    record::{VmRecord, VmState},
+    snapshot::{self, DEVICES, MEMORY, check, describe},
+    space,
+};
+
+/// Version of what a template depends on.
+const SCHEMA: u32 = 1;
+/// How the VMM names the template it continues from, and the one it is made into.
+const TEMPLATE: &str = "template";
+const MADE: &str = "made";
+/// How long a desktop may take to show its first picture.
+const PAINT_LIMIT: Duration = Duration::from_secs(90);
+/// How long the guest may take to come to rest afterwards.
+const REST_LIMIT: Duration = Duration::from_secs(30);
+/// At rest: less than this share of the time is spent executing the guest, over one such interval.
+const REST_SHARE: f64 = 0.25;
+const REST_INTERVAL: Duration = Duration::from_secs(1);
+/// Templates kept; older ones are those of earlier builds.
+const KEPT: usize = 2;
+
+impl FirecrackerDriver {
+    /// Starts a browser VM from a template, if a whole one is there and works. Without, nothing is left of the attempt.
+    pub(super) async fn restore(&self, vm: &VmRecord, dir: &Path) -> Result<bool, HostError> {
+        let template = self.template_dir(vm.vcpus, vm.memory_mib).await?;
+        match template.exists().then(|| check(&template)) {
+            None => return Ok(false),
+            Some(Ok(_)) => {}
+            Some(Err(reason)) => {
+                tracing::warn!(template = %template.display(), reason, "template is damaged and not used");
+                return Ok(false);
+            }
+        }
+        let (mut machine, mut items) = self.guest.machine(vm, dir, &self.places).await?;
+        self.fit_out(&mut machine, vm.network);
+        items.push(Item::read(TEMPLATE, &template));
+        let vmm = self
+            .launch(vm.id, vm.slot.index(), (vm.vcpus, vm.memory_mib), dir, self.netns(vm), items)
+            .await?;
+        // The limits are those the template was made with: they are part of its name.
+        let error = match vmm.load_and_run(TEMPLATE, &machine).await {
+            Ok(()) => {
+                let name = template.file_name().unwrap_or_default().to_string_lossy();
+                tracing::info!(vm.id = %vm.id, template = %name, "VM restored");
+                return Ok(true);
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(vm.id = %vm.id, %error, "restore failed; booting instead");
+        self.kill(vm.id, dir).await?;
+        if matches!(error, VmmError::Api { source: ApiError::Fault { .. }, .. }) {
+            remove(&template)?;
+        }
+        Ok(false)
+    }
+
+    /// Makes the template unless a whole one is there.
+    pub(super) async fn make_template(
+        &self,
+        vcpus: u8,
+        memory_mib: u32,
+        desktop_px: (u16, u16),
+    ) -> Result<(), HostError> {
+        let _one_at_a_time = self.making.lock().await;
+        let target = self.template_dir(vcpus, memory_mib).await?;
+        if check(&target).is_ok_and(|about| about.desktop_px == Some(desktop_px)) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let reserve = self.places.resources.disk_reserve_bytes;
+        space::check(&target, u64::from(memory_mib) << 20, reserve, "a template")?;
+        let vm = self.template_vm(vcpus, memory_mib);
+        let (run, fresh) = (self.places.vm(vm.id), target.with_extension("new"));
+        let unfinished = Unfinished { driver: self, id: vm.id, run: &run, fresh: &fresh };
+        for dir in [&fresh, &run] {
+            remove(dir)?;
+            fs::create_dir_all(dir).map_err(HostError::os(format!("make {}", dir.display())))?;
+        }
+        self.paint_and_capture(&vm, &run, &fresh, desktop_px).await?;
+        self.kill(vm.id, &run).await?;
+        failpoint::reach("firecracker/template-captured");
+        let described = fresh.clone();
+        blocking(move || describe(&described, Some(desktop_px)))
+            .await
+            .map_err(HostError::os("save the template"))?;
+        remove(&target)?;
+        fs::rename(&fresh, &target).map_err(HostError::os(format!("make {}", target.display())))?;
+        drop(unfinished);
+        self.forget_old_templates(&target)?;
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(template = %target.display(), elapsed_ms, "template made");
+        Ok(())
+    }
+
+    async fn paint_and_capture(
+        &self,
+        vm: &VmRecord,
+        run: &Path,
+        fresh: &Path,
+        desktop_px: (u16, u16),
+    ) -> Result<(), HostError> {
+        let id = vm.id;
+        let (mut machine, mut items) = self.guest.boot(vm, run, &self.places).await?;
+        self.fit_out(&mut machine, vm.network);
+        items.push(Item::write(MADE, fresh));
+        let step = |step: &'static str| move |error: VmmError| error.of_step(id, step);
+        let network = match vm.network {
+            NetworkMode::Tap => {
+                let made = Scratch::open(&self.places.run, &format!("template-{id}")).await;
+                Some(made.map_err(|error| HostError::NoNetwork { id, reason: error.to_string() })?)
+            }
+            NetworkMode::Channel => None,
+        };
+        let netns = network.as_ref().map(|network| network.namespace().to_owned());
+        let vmm = self.launch(id, TEMPLATE_SLOT, (vm.vcpus, vm.memory_mib), run, netns, items).await?;
+        vmm.boot(&machine).await.map_err(step("boot of a template"))?;
+        let info = self.info();
+        let options = LinkOptions::new(id, std::sync::Arc::new(NoEgress), info.slow_factor);
+        let failed = |source: AgentError| HostError::Identity { id, source };
+        let agent =
+            AgentClient::connect(self.connector(id, run), options, info.start_limit).await.map_err(failed)?;
+        paint(&agent, desktop_px).await.map_err(failed)?;
+        rest(&vmm).await;
+        agent.request(Request::Quiesce).await.map_err(failed)?;
+        // Connections do not outlive a capture.
+        drop(agent);
+        vmm.pause().await.map_err(step("pause of a template"))?;
+        let uid =
+            fs::metadata(vmm.home().root()).map_err(HostError::os("look at the template's directory"))?.uid();
+        jail::hand_over(fresh, uid).map_err(HostError::os("make the template's directory"))?;
+        // Every change since the boot is known: what was never written to takes no space.
+        vmm.capture(SnapshotKind::Diff, MADE).await.map_err(step("capture of a template"))?;
+        jail::take_back(fresh, &[DEVICES, MEMORY]).map_err(HostError::os("take over the template"))
+    }
+
+    /// The VM that a template is made of; nobody's, and in no slot.
+    fn template_vm(&self, vcpus: u8, memory_mib: u32) -> VmRecord {
+        VmRecord {
+            schema: VmRecord::SCHEMA,
+            id: VmId::from_uuid(uuid::Uuid::new_v4()),
+            kind: VmKind::Browser,
+            slot: Slot::new(1).expect("slots begin at 1"),
+            driver: super::NAME.to_owned(),
+            image: String::new(),
+            vcpus,
+            memory_mib,
+            hostname: "template".to_owned(),
+            phase: Default::default(),
+            state: VmState::Warm,
+            boot_id: Some(process::boot_id().to_owned()),
+            process: None,
+            identity: None,
+            network: self.network,
+        }
+    }
+
+    async fn template_dir(&self, vcpus: u8, memory_mib: u32) -> Result<PathBuf, HostError> {
+        let program = self.firecracker.get().await.map_err(|error| unusable(&error))?;
+        let key = serde_json::json!([
+            SCHEMA,
+            self.guest.key(&self.places)?,
+            vcpus,
+            memory_mib,
+            self.config.limits(),
+            self.network,
+            // A snapshot is loaded by the build that made it, on the CPU it was made on.
+            program.version,
+            program.stamp(),
+            cpu_model(),
+        ]);
+        let digest = Sha256::digest(key.to_string());
+        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(self.places.data.join("templates").join(format!("firecracker-{name}")))
+    }
+
+    fn forget_old_templates(&self, newest: &Path) -> Result<(), HostError> {
+        let dir = self.places.data.join("templates");
+        let op = || format!("remove old templates in {}", dir.display());
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(HostError::os(op()))? {
+            let entry = entry.map_err(HostError::os(op()))?;
+            let ours = entry.file_name().to_string_lossy().starts_with("firecracker-");
+            if ours && entry.path() != newest {
+                let modified = entry.metadata().and_then(|it| it.modified()).map_err(HostError::os(op()))?;
+                all.push((modified, entry.path()));
+            }
+        }
+        all.sort();
+        let surplus = (all.len() + 1).saturating_sub(KEPT);
+        // VMs that run on a removed memory file keep it until they end.
+        all.into_iter().take(surplus).try_for_each(|(_, path)| remove(&path))
+    }
+}
+
+/// A template that is being made. When nobody waits for it any more its VM ends, too: it is of no use to anybody.
+struct Unfinished<'a> {
+    driver: &'a FirecrackerDriver,
+    id: VmId,
+    run: &'a Path,
+    fresh: &'a Path,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let clear = || -> std::io::Result<()> {
+            for process in self.driver.home(self.id, self.run).processes()? {
+                process.send_kill()?;
+            }
+            jail::clear(self.run)?;
+            self.driver.guest.forget(self.id);
+            snapshot::remove(self.run)?;
+            snapshot::remove(self.fresh)
+        };
+        if let Err(error) = clear() {
+            tracing::warn!(vm.id = %self.id, %error, "what a template was made of cannot be removed");
+        }
+    }
+}
+
+/// Starts the desktop and waits for its first picture.
+async fn paint(agent: &AgentClient, (width, height): (u16, u16)) -> Result<(), AgentError> {
+    use tokio::sync::broadcast::error::RecvError;
+    let mut events = agent.events();
+    agent.request(Request::StartDesktop { width, height }).await?;
+    let painted = async {
+        loop {
+            match events.recv().await {
+                Ok(AgentEvent::Desktop { state }) if state.painted => return Ok(()),
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return Err(AgentError::Closed),
+            }
+        }
+    };
+    let late = AgentError::TimedOut {
+        op: "start_desktop",
+        limit_ms: u64::try_from(PAINT_LIMIT.as_millis()).unwrap_or(u64::MAX),
+    };
+    tokio::select! {
+        painted = timeout(PAINT_LIMIT, painted) => painted.unwrap_or(Err(late)),
+        () = agent.closed() => Err(AgentError::Closed),
+    }
+}
+
+/// Waits until the guest has little left to do; what it would do later, every restored VM would do.
+async fn rest(vmm: &Vmm) {
+    let deadline = Instant::now() + REST_LIMIT;
+    while Instant::now() < deadline {
+        let before = vmm.cpu_time();
+        sleep(REST_INTERVAL).await;
+        let share = vmm.cpu_time().saturating_sub(before).as_secs_f64() / REST_INTERVAL.as_secs_f64();
+        if share < REST_SHARE {
+            return;
+        }
+    }
+    tracing::info!(vm.id = %vmm.home().id, "guest did not come to rest; its template is saved all the same");
+}
+
+fn cpu_model() -> String {
+    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let wanted = ["vendor_id", "cpu family", "model\t", "stepping", "flags"];
+    // Of the first processor.
+    let first = all.split("\n\n").next().unwrap_or_default();
+    first.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name))).collect()
+}
+
+fn remove(dir: &Path) -> Result<(), HostError> {
+    snapshot::remove(dir).map_err(HostError::os(format!("remove {}", dir.display())))
+}
