@@ -40,6 +40,8 @@ impl Machine {
             keep_failed: false,
             capacity: None,
             network: Default::default(),
+            egress_limits: Default::default(),
+            firecracker: Default::default(),
             resources: Default::default(),
         };
         Host::with_driver(config, Arc::new(NoEgress), Arc::new(self.driver.clone())).unwrap()
