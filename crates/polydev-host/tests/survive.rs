@@ -1,6 +1,8 @@
 //! What a host makes of the records of an earlier one: after a reboot of the machine, with a process that is another,
 //! and when it is to take nothing new.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of it is test code")]
+
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use polydev_core::{
