@@ -44,8 +44,6 @@ struct State {
     used: BTreeMap<Slot, Option<Gateway>>,
     /// Made ahead and untouched.
     ready: BTreeMap<Slot, LinkKind>,
-    /// For VMs to come.
-    kind: Option<LinkKind>,
     /// No VMs will come.
     closed: bool,
 }
@@ -65,7 +63,9 @@ impl Networks {
 
     /// Keeps some networks of this kind ready from now on, the ones of the lowest free slots.
     pub fn make_ahead(&mut self, kind: LinkKind) {
-        self.inner.state().kind = Some(kind);
+        if let Err(error) = make_dir(&self.inner.dir) {
+            tracing::warn!(%error, "no network can be made ahead");
+        }
         // The task must not keep the networks alive.
         let networks = Arc::downgrade(&self.inner);
         let maker = tokio::spawn(async move {
@@ -148,7 +148,7 @@ impl Networks {
     pub async fn close(&self) -> Result<Vec<String>, NetworkError> {
         {
             let mut state = self.inner.state();
-            (state.closed, state.kind) = (true, None);
+            state.closed = true;
             state.ready.clear();
         }
         self.sweep().await
@@ -195,7 +195,7 @@ impl Inner {
             replace(self.dir.clone(), slot, kind).await?;
             let mut state = self.state();
             // Taken meanwhile: whoever took it waits for its turn and makes one that nobody else saw.
-            if !state.used.contains_key(&slot) {
+            if !state.closed && !state.used.contains_key(&slot) {
                 state.ready.insert(slot, kind);
             }
             drop(alone);
@@ -204,6 +204,7 @@ impl Inner {
 
     async fn make(&self, slot: Slot, kind: LinkKind) -> Result<(), NetworkError> {
         let _alone = self.work.lock().await;
+        make_dir(&self.dir)?;
         replace(self.dir.clone(), slot, kind).await
     }
 
@@ -214,12 +215,23 @@ impl Inner {
     }
 }
 
-/// Removes all networks below a run directory whose host is gone for good.
+/// Removes all networks below a run directory whose host is gone for good, and their directory: without it a host that
+/// is still about to end makes none ahead.
 pub fn remove_all(run_dir: &Path) -> Result<(), NetworkError> {
-    for (path, _) in names(&run_dir.join(NAMESPACES))? {
-        unname(&path)?;
+    let dir = run_dir.join(NAMESPACES);
+    loop {
+        for (path, _) in names(&dir)? {
+            unname(&path)?;
+        }
+        match fs::remove_dir(&dir) {
+            // One more was made meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(NetworkError::os(format!("remove {}", dir.display()))(error));
+            }
+            _ => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// Makes and removes one network after the other in `run_dir` and says how long each took to make.
@@ -247,7 +259,7 @@ impl Scratch {
         let path = run_dir.join(NAMESPACES).join(name);
         let at = path.clone();
         off_runtime(move || {
-            make_dir(&at)?;
+            make_dir(at.parent().unwrap_or(&at))?;
             unname(&at)?;
             link::make_tap(0, &at)
         })
@@ -289,7 +301,6 @@ fn guest_path(dir: &Path, slot: Slot) -> PathBuf {
 async fn replace(dir: PathBuf, slot: Slot, kind: LinkKind) -> Result<(), NetworkError> {
     off_runtime(move || {
         let (path, guest_path) = (path(&dir, slot), guest_path(&dir, slot));
-        make_dir(&path)?;
         remove(&dir, slot)?;
         match kind {
             LinkKind::Tap => link::make_tap(slot.index(), &path),
@@ -309,8 +320,7 @@ fn unname(path: &Path) -> Result<(), NetworkError> {
     namespace::unname(path).map_err(NetworkError::os(format!("remove network namespace {}", path.display())))
 }
 
-fn make_dir(path: &Path) -> Result<(), NetworkError> {
-    let dir = path.parent().unwrap_or(path);
+fn make_dir(dir: &Path) -> Result<(), NetworkError> {
     fs::create_dir_all(dir).map_err(NetworkError::os(format!("make {}", dir.display())))
 }
 
