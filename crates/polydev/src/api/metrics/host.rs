@@ -92,7 +92,7 @@ fn encode_start(
     let labels = [("kind", start.kind.as_str()), ("phase", start.phase.as_str())];
     let count = start.buckets.iter().map(|(_, count)| count).sum();
     let buckets: Vec<(f64, u64)> =
-        start.buckets.iter().map(|(bound, count)| (bound.unwrap_or(f64::MAX), *count)).collect();
+        start.buckets.iter().map(|(bound, count)| (bound.unwrap_or(f64::INFINITY), *count)).collect();
     family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(start.sum_s, count, &buckets, None)
 }
 
