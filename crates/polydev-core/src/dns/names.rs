@@ -23,7 +23,7 @@ impl Names {
     /// Hands out `addresses` addresses from `first` on, beginning with the one at `start`: a table that takes another's
     /// place begins elsewhere, since programs may still remember what the old one told them.
     ///
-    /// `addresses` is well above [`NAMES_MAX`]; fewer are taken for that many.
+    /// `addresses` is well above the most names there may be; fewer are taken for that many.
     pub fn new(first: Ipv4Addr, addresses: u32, start: u32) -> Self {
         let addresses = addresses.max(2 * NAMES_MAX as u32);
         let (by_name, by_place) = Default::default();
