@@ -70,6 +70,14 @@ test("curl and Node in the workspace go through it without being told, and find 
   });
 });
 
+test("what the workspace sends and receives is counted", { timeout: limits.test }, async () => {
+  const counts = async () => (await world.api("GET", `/api/vms/${signedIn.cliVmId}`)).json.egress;
+  await until("bytes are counted both ways", async () => {
+    const { allowed, bytesOut, bytesIn } = await counts();
+    return allowed >= 2 && bytesOut > 0 && bytesIn > bytesOut;
+  }, { deadlineMs: limits.terminal, seen: async () => JSON.stringify(await counts()) });
+});
+
 test("a program on the machine has the user's exit through the user's port, with the token only", { timeout: limits.test }, async () => {
   const { proxy } = await egress("GET");
   const curl = (login) => run("curl", [

@@ -585,10 +585,20 @@ export interface components {
              */
             upstream?: string | null;
         };
-        /** @description Connections that a VM tried since it was made or taken over. */
+        /** @description Connections that a VM tried, and what went over them, since it was made or taken over. */
         EgressDto: {
             /** Format: int64 */
             allowed: number;
+            /**
+             * Format: int64
+             * @description Bytes that it received.
+             */
+            bytesIn: number;
+            /**
+             * Format: int64
+             * @description Bytes that the VM sent.
+             */
+            bytesOut: number;
             /** Format: int64 */
             refused: number;
             /** Format: int64 */

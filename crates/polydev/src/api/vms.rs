@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use polydev_core::ids::{UserId, VmId};
-use polydev_host::{HostError, LogKind};
+use polydev_host::{HostError, LogKind, VmUsage};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -59,12 +59,17 @@ pub(super) struct VmDto {
     egress: EgressDto,
 }
 
-/// Connections that a VM tried since it was made or taken over.
+/// Connections that a VM tried, and what went over them, since it was made or taken over.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 struct EgressDto {
     allowed: u64,
     refused: u64,
     unreachable: u64,
+    /// Bytes that the VM sent.
+    bytes_out: u64,
+    /// Bytes that it received.
+    bytes_in: u64,
 }
 
 /// A workspace to start.
@@ -90,7 +95,8 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<VmList>, Pr
             vms.extend(app.store.vm(*id).await?);
         }
     }
-    Ok(Json(VmList { vms: vms.iter().map(|vm| dto(&app, vm, &kept)).collect() }))
+    let taken = app.machines.figures().await.vms;
+    Ok(Json(VmList { vms: vms.iter().map(|vm| dto(&app, vm, &kept, &taken)).collect() }))
 }
 
 /// Starts the user's workspace, or finds it running.
@@ -178,7 +184,7 @@ pub(super) async fn find(app: &App, id: VmId) -> Result<VmRecord, Problem> {
 }
 
 async fn shown(app: &App, vm: &VmRecord) -> Result<VmDto, HostError> {
-    Ok(dto(app, vm, &kept(app).await?))
+    Ok(dto(app, vm, &kept(app).await?, &app.machines.figures().await.vms))
 }
 
 /// Failed VMs of which files are kept. While the host is away VMs are shown without that.
@@ -189,7 +195,8 @@ async fn kept(app: &App) -> Result<Vec<VmId>, HostError> {
     app.machines.kept_failed().await
 }
 
-fn dto(app: &App, vm: &VmRecord, kept: &[VmId]) -> VmDto {
+fn dto(app: &App, vm: &VmRecord, kept: &[VmId], taken: &[(VmId, VmUsage)]) -> VmDto {
+    let sent = taken.iter().find(|(id, _)| *id == vm.id).map(|(_, usage)| usage.network).unwrap_or_default();
     let time = |unix_ms: i64| rfc3339(u64::try_from(unix_ms).unwrap_or(0));
     let EgressCounts { allowed, refused, unreachable } = app.egress.counts(vm.id);
     VmDto {
@@ -203,6 +210,12 @@ fn dto(app: &App, vm: &VmRecord, kept: &[VmId]) -> VmDto {
         created_at: time(vm.created_unix_ms),
         destroyed_at: vm.destroyed_unix_ms.map(time),
         files_kept: kept.contains(&vm.id),
-        egress: EgressDto { allowed, refused, unreachable },
+        egress: EgressDto {
+            allowed,
+            refused,
+            unreachable,
+            bytes_out: sent.bytes_up,
+            bytes_in: sent.bytes_down,
+        },
     }
 }
