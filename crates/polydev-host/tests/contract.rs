@@ -64,6 +64,11 @@ macro_rules! contract {
             })*
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn restored_vms_wait_in_the_pool() {
+                super::warm::restored_vms_wait_in_the_pool().await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn a_vm_that_cannot_be_saved_runs_on() {
                 super::sleep::a_vm_that_cannot_be_saved_runs_on(super::machine::Kind::Qemu).await;
             }

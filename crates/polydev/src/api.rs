@@ -93,6 +93,8 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(vms::list, vms::create))
         .routes(routes!(vms::get, vms::destroy))
         .routes(routes!(vms::log))
+        .routes(routes!(vms::hibernate))
+        .routes(routes!(vms::resume))
         .routes(routes!(terminal::terminal))
         .routes(routes!(credentials::list))
         .routes(routes!(credentials::delete))

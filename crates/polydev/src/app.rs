@@ -133,6 +133,7 @@ impl App {
             providers: Arc::clone(&providers),
             places: places.clone(),
             size: config.vms.cli,
+            hibernate_after: config.vms.hibernate_after,
         });
         let sessions = Sessions::new(session::Parts {
             clock,
@@ -230,14 +231,22 @@ impl App {
     async fn recover_vms(&self) -> Result<(), RecoverError> {
         let mut wanted = HashSet::new();
         for record in self.store.live_vms().await? {
-            let is_cli = record.role == VmRole::Cli && record.state == VmState::Running;
+            let is_cli =
+                record.role == VmRole::Cli && matches!(record.state, VmState::Running | VmState::Hibernated);
             if !is_cli {
+                continue;
+            }
+            // Finishes what the former controller may have begun.
+            if record.state == VmState::Hibernated && self.machines.hibernate(record.id).await.is_ok() {
+                wanted.insert(record.id);
+                self.workspaces.adopt_asleep(&record.user, record.id);
                 continue;
             }
             match self.machines.adopt(record.id).await {
                 Ok(vm) => {
                     tracing::info!(vm.id = %record.id, user = %record.user, "CLI VM adopted");
                     wanted.insert(record.id);
+                    self.store.vm_running(record.id, vm.slot).await?;
                     self.workspaces.adopt(&record.user, vm);
                 }
                 Err(error) => {

@@ -16,7 +16,7 @@ use polydev_core::{
     session::Limits,
 };
 use polydev_host::{
-    Host, HostConfig, HostError,
+    Host, HostConfig, HostError, WarmPlan,
     remote::{RemoteHost, RemoteOptions, Role},
 };
 use rust_embed::RustEmbed;
@@ -339,10 +339,11 @@ async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn M
     }
 }
 
-/// Has the driver make in the background what makes browser VMs start fast; without it they start cold.
+/// Has the driver make in the background what makes browser VMs start fast, then the host a few of them that wait for
+/// somebody; without either they start cold.
 fn prepare(app: &App) {
-    let (machines, size, desktop_px) =
-        (Arc::clone(&app.machines), app.config.vms.browser, app.config.vms.desktop_px);
+    let (machines, warm) = (Arc::clone(&app.machines), app.config.vms.warm);
+    let (size, desktop_px) = (app.config.vms.browser, app.config.vms.desktop_px);
     if machines.ready().is_err() {
         return;
     }
@@ -350,6 +351,11 @@ fn prepare(app: &App) {
         match machines.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await {
             Ok(()) => tracing::info!("browser VMs start fast from now on"),
             Err(error) => tracing::warn!(%error, "browser VMs start cold"),
+        }
+        let (low, high) = warm;
+        let plan = WarmPlan { low, high, vcpus: size.vcpus, memory_mib: size.memory_mib, desktop_px };
+        if let Err(error) = machines.set_warm(plan).await {
+            tracing::warn!(%error, "no browser VM waits for anybody");
         }
     });
 }

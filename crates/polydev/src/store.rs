@@ -18,8 +18,11 @@ use sqlx::{
 };
 
 /// Migrations in order; `PRAGMA user_version` counts those that ran.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../migrations/0001_tables.sql"), include_str!("../migrations/0002_egress.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../migrations/0001_tables.sql"),
+    include_str!("../migrations/0002_egress.sql"),
+    include_str!("../migrations/0003_hibernated_vms.sql"),
+];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: u32 = 4;
 /// SQLite's primary result codes for "the disk is full" and for an I/O error.

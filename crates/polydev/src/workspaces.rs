@@ -3,10 +3,12 @@
 //! One task owns one user's workspace; others ask it. A CLI VM outlives the controller, its disk outlives the VM.
 
 mod owner;
+mod uses;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use polydev_core::{
@@ -28,7 +30,8 @@ use crate::{
 };
 
 pub(crate) use owner::identity;
-use owner::{Ask, Owner, Running};
+use owner::{Ask, Owner, Place, Running};
+pub use uses::InUse;
 
 /// Requests that may wait for one workspace.
 const ASKS_MAX: usize = 32;
@@ -48,6 +51,12 @@ pub enum WorkspaceError {
     /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The user has no such VM that runs or sleeps.
+    #[error("the CLI VM is not running")]
+    NotThere,
+    /// Somebody uses it now.
+    #[error("the CLI VM is in use; close its terminals first")]
+    InUse,
     /// No slot came free in time.
     #[error("no slot came free for the CLI VM; all {total} are in use")]
     SlotTimeout {
@@ -76,6 +85,8 @@ pub struct Parts {
     pub places: Placeholders,
     /// Size of a CLI VM.
     pub size: VmSize,
+    /// A CLI VM that nobody used for so long is put to sleep; `None`: never.
+    pub hibernate_after: Option<Duration>,
 }
 
 /// All workspaces; clones share them.
@@ -94,19 +105,38 @@ impl Workspaces {
     /// Takes over a CLI VM that outlived the controller.
     pub fn adopt(&self, user: &UserId, vm: Vm) {
         let permit = self.parts.slots.occupy();
-        let owner = Owner::new(Arc::clone(&self.parts), user.clone(), Some(Running { vm, permit }));
-        let sender = spawn(owner);
+        self.take_over(user, Place::Running(Running { vm, permit }));
+    }
+
+    /// Takes over a CLI VM that sleeps.
+    pub fn adopt_asleep(&self, user: &UserId, id: VmId) {
+        let permit = self.parts.slots.occupy();
+        self.take_over(user, Place::Asleep { id, permit });
+    }
+
+    fn take_over(&self, user: &UserId, place: Place) {
+        let sender = spawn(Owner::new(Arc::clone(&self.parts), user.clone(), place));
         self.owners.lock().unwrap_or_else(PoisonError::into_inner).insert(user.clone(), sender);
     }
 
-    /// The user's CLI VM, started if need be.
-    pub async fn ensure(&self, user: &UserId) -> Result<Vm, WorkspaceError> {
+    /// The user's CLI VM, started or woken if need be. It does not go to sleep while the second value lives.
+    pub async fn ensure(&self, user: &UserId) -> Result<(Vm, InUse), WorkspaceError> {
         self.ask(user, Ask::Ensure).await
     }
 
-    /// The user's CLI VM if it is running.
-    pub async fn running(&self, user: &UserId) -> Option<Vm> {
-        self.ask(user, Ask::Running).await
+    /// This CLI VM of the user, woken if need be, but not started.
+    pub async fn enter(&self, user: &UserId, vm: VmId) -> Result<(Vm, InUse), WorkspaceError> {
+        self.ask(user, |reply| Ask::Enter(vm, reply)).await
+    }
+
+    /// Puts the user's CLI VM to sleep, unless somebody uses it. Fine for one that sleeps.
+    pub async fn hibernate(&self, user: &UserId, vm: VmId) -> Result<(), WorkspaceError> {
+        self.ask(user, |reply| Ask::Hibernate(vm, reply)).await
+    }
+
+    /// Wakes the user's CLI VM; the answer says why its memory was lost, if it was. Fine for one that runs.
+    pub async fn resume(&self, user: &UserId, vm: VmId) -> Result<Option<String>, WorkspaceError> {
+        self.ask(user, |reply| Ask::Resume(vm, reply)).await
     }
 
     /// Destroys the user's CLI VM; the disk stays.
@@ -116,7 +146,7 @@ impl Workspaces {
 
     /// Puts the stored credential into the user's CLI VM. Idempotent.
     pub async fn deliver(&self, user: &UserId, provider: &ProviderId) -> Result<VmId, WorkspaceError> {
-        let vm = self.ensure(user).await?;
+        let (vm, _in_use) = self.ensure(user).await?;
         if let Some(credential) = self.parts.store.credential(user, provider).await? {
             self.parts.deliver(&vm, &credential).await?;
         }
@@ -129,7 +159,7 @@ impl Workspaces {
         user: &UserId,
         provider: &Provider,
     ) -> Result<Result<(), String>, WorkspaceError> {
-        let vm = self.ensure(user).await?;
+        let (vm, _in_use) = self.ensure(user).await?;
         let wrong = |op| WorkspaceError::Agent(AgentError::Protocol { op });
         let verdict = match provider.check(&self.parts.places) {
             Check::Run(request) => match vm.agent.request(request).await? {
@@ -147,7 +177,7 @@ impl Workspaces {
     async fn ask<T>(&self, user: &UserId, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> T {
         let sender = {
             let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || spawn(Owner::new(Arc::clone(&self.parts), user.clone(), None));
+            let fresh = || spawn(Owner::new(Arc::clone(&self.parts), user.clone(), Place::Absent));
             owners.entry(user.clone()).or_insert_with(fresh).clone()
         };
         let (reply, answer) = oneshot::channel();

@@ -220,3 +220,40 @@ pub(crate) async fn a_vm_that_finds_no_room_is_refused_before_anything_is_made(k
     drop(host);
     machine.assert_nothing_left();
 }
+
+/// Of drivers that restore: the pool's VMs continue from the template, and a drawn one answers at once.
+pub(crate) async fn restored_vms_wait_in_the_pool() {
+    let Some(machine) = Machine::new(Kind::Qemu, 4) else { return };
+    let host = machine.host().await;
+    if !host.status().driver.contains("emulated") {
+        println!("SKIPPED: KVM works here, snapshots are for emulation");
+        return;
+    }
+    host.prepare_templates(2, 2048, DESKTOP).await.unwrap();
+    let began = Instant::now();
+    host.set_warm(plan(1, 2));
+    warm(&host, 2).await;
+    println!("two VMs warm: {} ms", began.elapsed().as_millis());
+    for vm in host.list().await.unwrap() {
+        let log = host.read_log(vm.id, polydev_host::LogKind::Driver, 1000).await.unwrap();
+        assert!(log.contains("restored from template"), "{log}");
+    }
+    let mut seen = HashSet::new();
+    for _ in 0..2 {
+        let began = Instant::now();
+        let id = draw(&host).await;
+        let vm = host.create(browser(id)).await.unwrap();
+        println!("drawn and claimed: {} ms", began.elapsed().as_millis());
+        assert_eq!(run(&vm, &["cat", "/proc/sys/kernel/hostname"]).await.trim(), identity(id).hostname);
+        assert!(
+            seen.insert(run(&vm, &["od", "-An", "-N32", "-tx1", "/dev/urandom"]).await),
+            "two drew the same bytes"
+        );
+    }
+    for vm in host.list().await.unwrap() {
+        host.destroy(vm.id).await.unwrap();
+    }
+    drain(&host).await;
+    drop(host);
+    machine.assert_nothing_left();
+}

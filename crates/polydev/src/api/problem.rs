@@ -315,6 +315,7 @@ impl From<WorkspaceError> for Problem {
             WorkspaceError::Host(error) => error.into(),
             WorkspaceError::Agent(error) => error.into(),
             WorkspaceError::Vault(error) => Self::internal(&error),
+            WorkspaceError::NotThere | WorkspaceError::InUse => Self::new(Code::Conflict, error.to_string()),
             WorkspaceError::SlotTimeout { total } => SlotsExhausted { total, queue_position: 1 }.into(),
         }
     }

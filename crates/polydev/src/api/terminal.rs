@@ -90,8 +90,8 @@ pub(super) async fn terminal(
         return Err(Problem::new(Code::Conflict, "only CLI VMs have a terminal"));
     }
     let upgrade = upgrade?;
-    let vm = app.workspaces.running(&record.user).await.filter(|vm| vm.id == id);
-    let vm = vm.ok_or_else(|| Problem::new(Code::Conflict, "the CLI VM is not running"))?;
+    // One that sleeps is woken, and stays awake as long as somebody looks at it.
+    let (vm, in_use) = app.workspaces.enter(&record.user, id).await?;
     let count = app.socket_on(id);
     let count =
         count.ok_or_else(|| Problem::new(Code::TooManyConnections, "close one of the other terminals"))?;
@@ -101,6 +101,7 @@ pub(super) async fn terminal(
             () = serve(vm.agent, id, size, socket, count) => {}
             () = stop.cancelled() => {}
         }
+        drop(in_use);
     }))
 }
 

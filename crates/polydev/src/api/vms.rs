@@ -50,13 +50,23 @@ pub(super) struct VmDto {
     slot: Option<u8>,
     /// Name of its place; not an address that can be reached.
     address: Option<String>,
-    /// `creating`, `running`, `failed` or `destroyed`.
+    /// `creating`, `running`, `hibernated`, `failed` or `destroyed`.
     state: &'static str,
     created_at: String,
     destroyed_at: Option<String>,
     /// Files of this failed browser VM are kept for a look; a `DELETE` removes them.
     files_kept: bool,
     egress: EgressDto,
+}
+
+/// A VM that was woken.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(title = "ResumedVm")]
+pub(super) struct ResumedDto {
+    vm: VmDto,
+    /// Why all that ran in it was lost, if it was: the VM has started anew from its disk then.
+    memory_lost: Option<String>,
 }
 
 /// Connections that a VM tried, and what went over them, since it was made or taken over.
@@ -110,7 +120,7 @@ pub(super) async fn create(
 ) -> Result<Json<VmDto>, Problem> {
     let user: UserId = request.user_id.parse()?;
     app.machines.ready()?;
-    let vm = app.workspaces.ensure(&user).await?;
+    let (vm, _) = app.workspaces.ensure(&user).await?;
     Ok(Json(shown(&app, &find(&app, vm.id).await?).await?))
 }
 
@@ -149,6 +159,41 @@ pub(super) async fn destroy(
     Ok(Json(VmDestroyed { success: true }))
 }
 
+/// Puts a CLI VM to sleep. It keeps its place and all that runs in it; the next use wakes it. Refused while a terminal of
+/// it is open.
+#[utoipa::path(
+    post, path = "/api/vms/{id}/hibernate", tag = "vms", params(("id" = String, Path)),
+    responses(
+        (status = 200, body = VmDto),
+        (status = 409, description = "Not a CLI VM, not running, in use, or of a host that cannot do it", body = Problem, content_type = "application/problem+json"),
+        (status = 502, description = "It could not be put to sleep and runs on", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn hibernate(State(app): State<Arc<App>>, Id(id): Id<VmId>) -> Result<Json<VmDto>, Problem> {
+    let record = cli_vm(&app, id).await?;
+    app.workspaces.hibernate(&record.user, id).await?;
+    Ok(Json(shown(&app, &find(&app, id).await?).await?))
+}
+
+/// Wakes a CLI VM that sleeps, or finds it awake.
+#[utoipa::path(
+    post, path = "/api/vms/{id}/resume", tag = "vms", params(("id" = String, Path)),
+    responses(
+        (status = 200, body = ResumedDto),
+        (status = 409, description = "Not a CLI VM, or gone", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The host has no room for it now; it sleeps on", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    Id(id): Id<VmId>,
+) -> Result<Json<ResumedDto>, Problem> {
+    let record = cli_vm(&app, id).await?;
+    let memory_lost = app.workspaces.resume(&record.user, id).await?;
+    let vm = shown(&app, &find(&app, id).await?).await?;
+    Ok(Json(ResumedDto { vm, memory_lost: memory_lost.map(|reason| polydev_core::scrub::scrub(&reason)) }))
+}
+
 /// The end of a VM's log, alive or archived.
 #[utoipa::path(
     get, path = "/api/vms/{id}/logs/{kind}", tag = "vms",
@@ -176,6 +221,14 @@ pub(super) async fn log(
     };
     let text = polydev_core::scrub::scrub(&text);
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+async fn cli_vm(app: &App, id: VmId) -> Result<VmRecord, Problem> {
+    let record = find(app, id).await?;
+    match record.role {
+        VmRole::Cli => Ok(record),
+        VmRole::Browser => Err(Problem::new(Code::Conflict, "only CLI VMs sleep")),
+    }
 }
 
 pub(super) async fn find(app: &App, id: VmId) -> Result<VmRecord, Problem> {

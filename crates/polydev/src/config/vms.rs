@@ -16,8 +16,8 @@ const DEFAULT_SLOTS: u8 = 16;
 const LOG_BYTES_MAX: u64 = 4 << 20;
 const LOG_VMS_MAX: usize = 200;
 const DESKTOP_SIZE: (u16, u16) = (1280, 800);
-/// Low and high mark of the pool of browser VMs.
-const WARM: (usize, usize) = (1, 2);
+/// Low and high mark of the pool of browser VMs. None: each takes memory all the time, so a person decides.
+const WARM: (usize, usize) = (0, 0);
 const HIBERNATE_AFTER_S: u64 = 15 * 60;
 /// What a VM was seen to take: a browser with a page open (container: 0.5 GiB, restored under QEMU: 0.7 GiB), a shell.
 const CAPACITY: Capacity = Capacity { reserve_mib: 512, browser_mib: 768, cli_mib: 256, vcpus_per_core: 32 };

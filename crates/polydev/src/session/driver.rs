@@ -12,13 +12,12 @@ use polydev_core::{
     url_rule::{BadCallback, UrlRules, check_callback},
     wire::{AgentEvent, FileRead, Request, UrlSource, UrlYields},
 };
-use polydev_host::{AgentError, Vm};
+use polydev_host::{AgentError, Vm, VmKind};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
 };
 use tokio_util::task::AbortOnDropHandle;
-use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -35,7 +34,8 @@ use super::{
 /// What a session's task is told.
 pub(super) enum Message {
     Happened(Event),
-    Granted(Permit),
+    /// A place, and the id that the VM there is to have.
+    Granted(Permit, VmId),
     /// The VM could not be removed yet, so that its place stays taken.
     StillThere(Permit),
     Created(Vm),
@@ -190,10 +190,9 @@ impl Driver {
     async fn take(&mut self, message: Message) {
         match message {
             Message::Happened(event) => self.feed(event).await,
-            Message::Granted(permit) => {
+            Message::Granted(permit, vm) => {
                 self.permit = Some(permit);
                 self.waiting = None;
-                let vm = VmId::from_uuid(Uuid::new_v4());
                 self.now.kept.browser_vm = Some(vm);
                 self.feed(Event::SlotGranted(vm)).await;
             }
@@ -362,7 +361,7 @@ impl Driver {
     }
 
     fn wait_for_slot(&mut self, ticket: Ticket) {
-        let report = self.report.clone();
+        let (report, parts) = (self.report.clone(), Arc::clone(&self.parts));
         let waiting = tokio::spawn(async move {
             let moves = report.clone();
             let permit = ticket
@@ -371,7 +370,9 @@ impl Driver {
                     let _ = moves.try_send(Message::Happened(Event::QueuePosition(position)));
                 })
                 .await;
-            let _ = report.send(Message::Granted(permit)).await;
+            // That of a VM which is ready, if there is one.
+            let vm = parts.machines.draw(&VmKind::Browser, parts.size.vcpus, parts.size.memory_mib).await;
+            let _ = report.send(Message::Granted(permit, vm)).await;
         });
         self.waiting = Some(AbortOnDropHandle::new(waiting));
     }

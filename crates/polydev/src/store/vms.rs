@@ -21,6 +21,8 @@ pub enum VmState {
     Creating,
     /// Its agent has answered.
     Running,
+    /// It sleeps.
+    Hibernated,
     /// It could not be started, or it ended by itself.
     Failed,
     /// It is gone.
@@ -64,6 +66,7 @@ impl VmState {
         match self {
             Self::Creating => "creating",
             Self::Running => "running",
+            Self::Hibernated => "hibernated",
             Self::Failed => "failed",
             Self::Destroyed => "destroyed",
         }
@@ -99,6 +102,16 @@ impl Store {
             .execute(&self.pool)
             .await
             .map_err(StoreError::of("note running VM"))?;
+        Ok(())
+    }
+
+    /// The VM sleeps.
+    pub async fn vm_hibernated(&self, id: VmId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE vms SET state = 'hibernated' WHERE id = ? AND state = 'running'")
+            .bind(id.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(StoreError::of("note hibernated VM"))?;
         Ok(())
     }
 
@@ -162,6 +175,7 @@ fn record(row: &SqliteRow) -> Result<VmRecord, StoreError> {
         state: match row.get(5) {
             "creating" => VmState::Creating,
             "running" => VmState::Running,
+            "hibernated" => VmState::Hibernated,
             "failed" => VmState::Failed,
             "destroyed" => VmState::Destroyed,
             _ => return Err(StoreError::Damaged { what: "VM state" }),

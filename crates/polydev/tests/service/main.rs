@@ -12,6 +12,7 @@ mod openapi;
 mod proxy_ports;
 mod restart;
 mod sign_in;
+mod sleep;
 mod sockets;
 mod turn;
 mod turn_client;
