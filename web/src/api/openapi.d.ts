@@ -360,6 +360,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/vms/{id}/hibernate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Puts a CLI VM to sleep with all that runs in it; its next use wakes it. Refused while one of its terminals is open. */
+        post: operations["hibernate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/vms/{id}/logs/{kind}": {
         parameters: {
             query?: never;
@@ -371,6 +388,23 @@ export interface paths {
         get: operations["log"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/vms/{id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Wakes a CLI VM that sleeps, or finds it awake. */
+        post: operations["resume"];
         delete?: never;
         options?: never;
         head?: never;
@@ -840,6 +874,15 @@ export interface components {
             success: boolean;
         };
         /**
+         * ResumedVm
+         * @description A VM that was woken.
+         */
+        ResumedDto: {
+            /** @description Why all that ran in it was lost, if it was: the VM has started anew from its disk then. */
+            memoryLost?: string | null;
+            vm: components["schemas"]["VmDto"];
+        };
+        /**
          * @description What a viewer may do.
          * @enum {string}
          */
@@ -1050,7 +1093,7 @@ export interface components {
              * @description Number of its place.
              */
             slot?: number | null;
-            /** @description `creating`, `running`, `failed` or `destroyed`. */
+            /** @description `creating`, `running`, `hibernated`, `failed` or `destroyed`. */
             state: string;
             userId: string;
         };
@@ -1809,6 +1852,45 @@ export interface operations {
             };
         };
     };
+    hibernate: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VmDto"];
+                };
+            };
+            /** @description Not a CLI VM, not running, in use, or of a host that cannot do it */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It could not be put to sleep and runs on */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     log: {
         parameters: {
             query?: never;
@@ -1831,6 +1913,45 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    resume: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ResumedDto"];
+                };
+            };
+            /** @description Not a CLI VM, or gone */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The host has no room for it now; it sleeps on */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -159,8 +159,7 @@ pub(super) async fn destroy(
     Ok(Json(VmDestroyed { success: true }))
 }
 
-/// Puts a CLI VM to sleep. It keeps its place and all that runs in it; the next use wakes it. Refused while a terminal of
-/// it is open.
+/// Puts a CLI VM to sleep with all that runs in it; its next use wakes it. Refused while one of its terminals is open.
 #[utoipa::path(
     post, path = "/api/vms/{id}/hibernate", tag = "vms", params(("id" = String, Path)),
     responses(
