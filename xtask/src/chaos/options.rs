@@ -74,6 +74,11 @@ impl Driver {
         }
     }
 
+    /// Whether a guest can write to a disk. Firecracker's here is a few dozen bytes without any device driver.
+    pub(crate) const fn has_disk(self) -> bool {
+        !matches!(self, Self::Firecracker)
+    }
+
     pub(crate) const fn tracks(self) -> usize {
         match self {
             Self::Fake | Self::Container => TRACKS,

@@ -142,7 +142,8 @@ impl Suite {
         let dead = |failure: Failure| anyhow::anyhow!("without any kill: {failure}");
         caller.ask::<()>(&Ask::Prepare).map_err(dead)?;
         let (count, seed) = (self.options.driver.tracks(), self.options.seed);
-        self.tracks = (0..count).map(|index| Track::new(index, seed)).collect();
+        let has_disk = self.options.driver.has_disk();
+        self.tracks = (0..count).map(|index| Track::new(index, seed, has_disk)).collect();
         use Operation::{Create, Destroy, Get, Hibernate, Ping, Put, Resume};
         let life = [Create, Ping, Put, Get, Hibernate, Resume, Ping, Get, Destroy];
         for (index, track) in self.tracks.iter_mut().take(2).enumerate() {

@@ -49,6 +49,8 @@ pub(super) struct Track {
     pub(super) user: Option<UserId>,
     /// Its VM is never destroyed, so that it outlives every manager.
     stays: bool,
+    /// What is written to the disk outlives the manager.
+    has_disk: bool,
     random: Random,
     pub(super) vm: Option<Known>,
     /// What the disk holds: the last text whose writing was answered.
@@ -59,12 +61,13 @@ pub(super) struct Track {
 }
 
 impl Track {
-    pub(super) fn new(index: usize, seed: u64) -> Self {
+    pub(super) fn new(index: usize, seed: u64, has_disk: bool) -> Self {
         let cli = index.is_multiple_of(2);
         let user = format!("chaos-{index}").parse().expect("a plain name is a user id");
         Self {
             user: cli.then_some(user),
             stays: index < 2,
+            has_disk,
             random: Random::new(seed.wrapping_mul(1000).wrapping_add(index as u64)),
             vm: None,
             written: None,
@@ -83,8 +86,8 @@ impl Track {
         match at {
             at if at < 0.30 && !self.stays => Operation::Destroy,
             at if at < 0.70 && self.user.is_some() => Operation::Hibernate,
-            at if at < 0.80 && self.user.is_some() => Operation::Put,
-            at if at < 0.90 && self.user.is_some() => Operation::Get,
+            at if at < 0.80 && self.user.is_some() && self.has_disk => Operation::Put,
+            at if at < 0.90 && self.user.is_some() && self.has_disk => Operation::Get,
             _ => Operation::Ping,
         }
     }
@@ -180,7 +183,7 @@ impl Track {
 
     /// The disk holds what was written last.
     pub(super) fn read_back(&mut self, caller: &mut Caller, report: &Report) -> Result<(), Failure> {
-        let Some(vm) = &mut self.vm else { return Ok(()) };
+        let Some(vm) = self.vm.as_mut().filter(|_| self.has_disk) else { return Ok(()) };
         let id = vm.id;
         match caller.ask::<Option<String>>(&Ask::Get { id }) {
             Ok(found) => {

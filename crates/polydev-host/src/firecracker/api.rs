@@ -26,7 +26,7 @@ use super::{
 /// Calls that only note something.
 const QUICK: Duration = Duration::from_secs(5);
 /// Whether anybody is there.
-const PRESENT: Duration = Duration::from_secs(1);
+const PRESENT: Duration = Duration::from_secs(3);
 /// Boot: Firecracker itself gives its vCPUs 30 s.
 const START: Duration = Duration::from_secs(35);
 /// Loading maps memory, it does not read it.
