@@ -127,6 +127,9 @@ struct View {
 /// Streams until the display goes away.
 pub(crate) fn run(socket: &Path) -> Result<Infallible, StreamError> {
     let (x, number) = x11rb::connect(None)?;
+    if let Err(error) = resize::set_refresh(&x, x.setup().roots[number].root) {
+        eprintln!("polydev-desktop: refresh rate: {error}");
+    }
     let screen = Screen::open(&x, number)?;
     let scale = Scale::claim(&x, screen.root())?;
     let wake = Wake::new()?;

@@ -18,6 +18,9 @@ use super::screen::ScreenError;
 const AREA_MAX: u32 = 2560 * 1600;
 /// Longest and shortest side the encoder takes.
 const SIDES_MAX: (u16, u16) = (3840, 2160);
+/// How often the display says it is refreshed. A browser that scrolls paints in this rhythm; at 60, as X servers without a
+/// cable have it, the painting of pictures that nobody sees takes the time of those that are sent.
+const REFRESH_HZ: u32 = 30;
 /// Name of the mode that is made for each size.
 const MODE: &str = "polydev";
 /// A quarter of a millimetre per pixel, about 96 dots per inch.
@@ -40,6 +43,12 @@ pub(crate) fn allowed(width: u16, height: u16) -> (u16, u16) {
         (side & !1).max(*SIDE.start())
     };
     (side(width), side(height))
+}
+
+/// Has the display refreshed no more often than is of use. It keeps its size.
+pub(crate) fn set_refresh(x: &RustConnection, root: Window) -> Result<(), ScreenError> {
+    let geometry = x.get_geometry(root)?.reply()?;
+    resize(x, root, geometry.width, geometry.height)
 }
 
 /// Sets the size. An X server that cannot has the size it had.
@@ -103,11 +112,11 @@ fn make_mode(x: &RustConnection, root: Window, width: u16, height: u16) -> Resul
         }
         names = rest;
     }
-    // A display without a cable has no timing; the numbers only have to be consistent: 60 Hz.
+    // A display without a cable has no timing; the numbers only have to be consistent.
     let info = ModeInfo {
         width,
         height,
-        dot_clock: u32::from(width) * u32::from(height) * 60,
+        dot_clock: u32::from(width) * u32::from(height) * REFRESH_HZ,
         hsync_start: width,
         hsync_end: width,
         htotal: width,

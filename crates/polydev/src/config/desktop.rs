@@ -11,8 +11,8 @@ use crate::desktop::talk::ClipboardPolicy;
 use super::Settings;
 
 const VIEWERS_MAX: usize = 8;
-/// Measured: above it the receiving browser falls behind on a machine of two cores.
-const MAX_FPS: u8 = 45;
+/// A browser in a VM paints 30 times a second; whatever else changes need not wait for that.
+const MAX_FPS: u8 = 60;
 const MAX_KBPS: u32 = 20_000;
 /// More names than that are a mistake, and would make every answer long.
 const PUBLIC_ADDRESSES_MAX: usize = 8;

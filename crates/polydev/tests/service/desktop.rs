@@ -450,7 +450,7 @@ async fn the_encoder_follows_the_path_of_the_viewer_in_control() {
     let viewer = scene.join_by(Role::Control, Lane::WebRtc).await;
     let looker = scene.join_by(Role::View, Lane::WebRtc).await;
     let is_rate = |told: &ToDesktop| matches!(told, ToDesktop::Rate { .. });
-    let rate = |kbps| ToDesktop::Rate { kbps, fps: 45, mode: ContentMode::Auto };
+    let rate = |kbps| ToDesktop::Rate { kbps, fps: 60, mode: ContentMode::Auto };
     scene.told("a first rate", is_rate).await;
     looker.0.link.estimate(700);
     viewer.0.link.estimate(10_000);
