@@ -70,6 +70,10 @@ fn resize_grabbed(x: &RustConnection, root: Window, width: u16, height: u16) -> 
     let before = x.randr_get_crtc_info(crtc, stamp)?.reply()?;
     let geometry = x.get_geometry(root)?.reply()?;
     let mode = make_mode(x, root, width, height)?;
+    if before.mode == mode && (geometry.width, geometry.height) == (width, height) {
+        // Of an earlier stream: setting it again would wipe what is shown.
+        return Ok(());
+    }
     x.randr_add_output_mode(output, mode)?.check()?;
     // No picture may reach over the edge of the new screen.
     x.randr_set_crtc_config(crtc, CURRENT_TIME, stamp, 0, 0, x11rb::NONE, Rotation::ROTATE0, &[])?.reply()?;

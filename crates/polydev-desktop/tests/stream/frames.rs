@@ -14,7 +14,6 @@ const BLUE: u32 = 0x20_20d0;
 fn damage_becomes_a_frame_that_shows_what_was_drawn() {
     let Some(server) = Server::start(Kind::Xvfb, 640, 480) else { return };
     let painter = server.connect();
-    painter.fill(RED, 0, 0, 640, 480);
     let program = Program::start(&server);
     let mut host = Host::watch(&program.socket);
     let first = host.frame();
@@ -22,7 +21,8 @@ fn damage_becomes_a_frame_that_shows_what_was_drawn() {
         first.key && first.data.starts_with(&[0, 0, 0, 1, 0x67]),
         "a keyframe begins with its parameters"
     );
-    assert!(host.decoder.shows(RED, 320, 240));
+    painter.fill(RED, 0, 0, 640, 480);
+    host.frame_where("that shows the red screen", |_, picture| picture.shows(RED, 320, 240));
     host.rest();
     painter.fill(BLUE, 100, 200, 64, 64);
     let frame = host.frame_where("that shows the blue field", |_, picture| picture.shows(BLUE, 132, 232));
