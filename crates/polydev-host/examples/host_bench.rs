@@ -128,15 +128,7 @@ impl Place {
 }
 
 fn browser(id: VmId, memory_mib: u32) -> CreateVm {
-    let identity = Identity {
-        hostname: format!("vm-{}", id.short()),
-        machine_id: id.as_uuid().simple().to_string(),
-        unix_time_ms: 0,
-        entropy: String::new(),
-        env: Default::default(),
-        egress: true,
-    };
-    CreateVm { id, kind: VmKind::Browser, vcpus: 2, memory_mib, identity }
+    CreateVm { id, kind: VmKind::Browser, vcpus: 2, memory_mib, identity: Identity::of(id, "vm") }
 }
 
 fn new_id() -> VmId {

@@ -6,6 +6,7 @@
 mod desktop;
 mod egress;
 mod link;
+mod painting;
 mod session;
 
 use std::{

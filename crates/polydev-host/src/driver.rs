@@ -9,6 +9,7 @@ pub(crate) mod firecracker;
 mod initrd;
 pub(crate) mod probe;
 pub(crate) mod qemu;
+mod template;
 pub(crate) mod user_disk;
 mod vsock;
 

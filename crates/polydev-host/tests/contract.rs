@@ -9,6 +9,8 @@ mod cases;
 mod leftovers;
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/picture.rs"]
+mod picture;
 #[path = "support/sleep.rs"]
 mod sleep;
 #[path = "support/snapshot.rs"]

@@ -64,15 +64,7 @@ impl Machine {
 
 fn create(kind: VmKind) -> CreateVm {
     let id = VmId::from_uuid(Uuid::new_v4());
-    let identity = Identity {
-        hostname: format!("vm-{}", id.short()),
-        machine_id: id.as_uuid().simple().to_string(),
-        unix_time_ms: 0,
-        entropy: String::new(),
-        env: Default::default(),
-        egress: true,
-    };
-    CreateVm { id, kind, vcpus: 1, memory_mib: 128, identity }
+    CreateVm { id, kind, vcpus: 1, memory_mib: 128, identity: Identity::of(id, "vm") }
 }
 
 fn cli(user: &str) -> CreateVm {

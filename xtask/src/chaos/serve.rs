@@ -7,10 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use polydev_core::{
-    ids::VmId,
-    wire::{FileGet, FilePut, Identity, Reply, Request, files::FileBytes},
-};
+use polydev_core::wire::{FileGet, FilePut, Identity, Reply, Request, files::FileBytes};
 use polydev_host::{
     CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, HostError, NetworkMode, NoEgress, VmKind,
     WarmPlan, driver::chaos::ProcessDriver,
@@ -158,7 +155,7 @@ impl Manager {
             Ask::Create { id, user } => {
                 let kind = user.map_or(VmKind::Browser, |user| VmKind::Cli { user });
                 let (vcpus, memory_mib) = (self.config.vcpus, self.config.memory_mib);
-                let create = CreateVm { id, kind, vcpus, memory_mib, identity: identity(id) };
+                let create = CreateVm { id, kind, vcpus, memory_mib, identity: Identity::of(id, "vm") };
                 json!(host.create(create).await?.slot)
             }
             Ask::Draw => json!(host.draw(&VmKind::Browser, self.config.vcpus, self.config.memory_mib).await),
@@ -218,16 +215,5 @@ impl Manager {
             Ask::Drain => json!(host.drain().await?),
             Ask::Status => json!(Status { slots_used: host.status().slots_used }),
         })
-    }
-}
-
-fn identity(id: VmId) -> Identity {
-    Identity {
-        hostname: format!("vm-{}", id.short()),
-        machine_id: id.as_uuid().simple().to_string(),
-        unix_time_ms: 0,
-        entropy: String::new(),
-        env: Default::default(),
-        egress: true,
     }
 }

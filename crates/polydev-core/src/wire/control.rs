@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::VmId;
+
 use super::{
     files::{FileGet, FilePut, FileRead},
     login::{LoginEnd, LoginSpec, UrlYields},
@@ -120,6 +122,20 @@ pub struct Identity {
     pub env: BTreeMap<String, String>,
     /// Whether the guest may open egress streams at all.
     pub egress: bool,
+}
+
+impl Identity {
+    /// Of a VM with a role that its host name tells. Clock and entropy are filled in when it is handed over.
+    pub fn of(id: VmId, role: &str) -> Self {
+        Self {
+            hostname: format!("{role}-{}", id.short()),
+            machine_id: id.as_uuid().simple().to_string(),
+            unix_time_ms: 0,
+            entropy: String::new(),
+            env: BTreeMap::new(),
+            egress: true,
+        }
+    }
 }
 
 /// What an agent sends on the control stream.

@@ -10,11 +10,12 @@ use polydev_core::{
     wire::{AgentEvent, Request},
 };
 use polydev_host::{DriverChoice, Host, Vm, VmKind, WarmPlan};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
+#[path = "../../tests/support/picture.rs"]
+mod picture;
+
+use self::picture::Picture;
 use super::{DESKTOP_PX, Place, browser, figure, ms, new_id};
 
 const MEMORY_MIB: u32 = 2048;
@@ -91,7 +92,9 @@ async fn ready(host: &Host, id: VmId) -> ((f64, f64), VmId) {
     let vm = host.create(browser(id, MEMORY_MIB)).await.expect("a VM");
     painted(&vm).await;
     let ready = began.elapsed();
-    let colours = timeout(LIMIT, picture(vm.agent.vnc().await.expect("a desktop"))).await.expect("a picture");
+    let seen = Picture::of(vm.agent.vnc().await.expect("a desktop"));
+    let Picture { size, colours } = timeout(LIMIT, seen).await.expect("a picture");
+    assert_eq!(size, DESKTOP_PX);
     assert!(colours > 2, "the picture shows no browser");
     ((ms(ready), ms(began.elapsed())), id)
 }
@@ -119,37 +122,4 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
         assert!(began.elapsed() < LIMIT, "no {what} within {} s", LIMIT.as_secs());
         sleep(LOOK_AGAIN).await;
     }
-}
-
-/// Asks a VNC server for one whole picture (RFC 6143) and counts its colours.
-async fn picture(mut vnc: impl AsyncRead + AsyncWrite + Unpin) -> usize {
-    let mut version = [0; 12];
-    vnc.read_exact(&mut version).await.unwrap();
-    vnc.write_all(&version).await.unwrap();
-    let kinds = vnc.read_u8().await.unwrap();
-    vnc.read_exact(&mut vec![0; kinds.into()]).await.unwrap();
-    vnc.write_u8(1).await.unwrap();
-    assert_eq!(vnc.read_u32().await.unwrap(), 0, "no password is asked for");
-    // Others may look, too.
-    vnc.write_u8(1).await.unwrap();
-    let (width, height) = (vnc.read_u16().await.unwrap(), vnc.read_u16().await.unwrap());
-    vnc.read_exact(&mut [0; 16]).await.unwrap();
-    let name = vnc.read_u32().await.unwrap();
-    vnc.read_exact(&mut vec![0; name.try_into().unwrap()]).await.unwrap();
-    // Plain pixels only, then everything once.
-    vnc.write_all(&[2, 0, 0, 1, 0, 0, 0, 0]).await.unwrap();
-    let [w, h] = [width.to_be_bytes(), height.to_be_bytes()];
-    vnc.write_all(&[&[3, 0, 0, 0, 0, 0][..], &w, &h].concat()).await.unwrap();
-    assert_eq!(vnc.read_u8().await.unwrap(), 0, "an update");
-    vnc.read_u8().await.unwrap();
-    let mut colours = HashSet::new();
-    for _ in 0..vnc.read_u16().await.unwrap() {
-        let mut rectangle = [0; 12];
-        vnc.read_exact(&mut rectangle).await.unwrap();
-        let size = |at: usize| usize::from(u16::from_be_bytes([rectangle[at], rectangle[at + 1]]));
-        let mut pixels = vec![0; size(4) * size(6) * 4];
-        vnc.read_exact(&mut pixels).await.unwrap();
-        colours.extend(pixels.chunks_exact(4).map(<[u8]>::to_vec));
-    }
-    colours.len()
 }

@@ -251,7 +251,7 @@ impl Inner {
                 Some(Step::Paint) => {
                     let client = client.as_ref().ok_or(HostError::NoSuchVm(id))?;
                     let limit = pool::PAINT_LIMIT * driver.info().slow_factor;
-                    match pool::paint(client, desktop_px.unwrap_or(pool::DESKTOP_PX), limit).await {
+                    match client.paint(desktop_px.unwrap_or(pool::DESKTOP_PX), limit).await {
                         Ok(()) => {
                             failpoint::reach("warm/painted");
                             self.note_phase(record, Phase::Running)?;

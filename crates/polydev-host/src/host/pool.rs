@@ -18,10 +18,9 @@ use std::{
 use polydev_core::{
     ids::VmId,
     vm::Want,
-    wire::{AgentEvent, Identity, PROTOCOL_VERSION, Reply, Request},
+    wire::{Identity, Request},
 };
 use tokio::{
-    sync::broadcast::error::RecvError,
     task::{JoinHandle, JoinSet},
     time::{Instant, timeout},
 };
@@ -36,7 +35,7 @@ use super::{
     lifecycle::{elapsed_ms, fresh},
 };
 use crate::{
-    agent::{AgentClient, AgentError},
+    agent::AgentClient,
     error::HostError,
     failpoint,
     record::{Phase, VmRecord, VmState},
@@ -96,7 +95,7 @@ impl Inner {
 
     async fn answers(&self, client: &AgentClient) -> bool {
         let limit = ANSWER_LIMIT * self.driver().info().slow_factor;
-        matches!(timeout(limit, painted(client)).await, Ok(Ok(true)))
+        matches!(timeout(limit, client.painted()).await, Ok(Ok(true)))
     }
 
     /// Hands the identity to the warm VM that the caller has drawn. `None` when there is none of this id: then it is to be
@@ -186,14 +185,7 @@ impl Inner {
         let began = Instant::now();
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
-        let identity = Identity {
-            hostname: format!("warm-{}", id.short()),
-            machine_id: id.as_uuid().simple().to_string(),
-            unix_time_ms: 0,
-            entropy: String::new(),
-            env: Default::default(),
-            egress: false,
-        };
+        let identity = Identity { egress: false, ..Identity::of(id, "warm") };
         let WarmPlan { vcpus, memory_mib, desktop_px, .. } = plan;
         let create = CreateVm { id, kind: VmKind::Browser, vcpus, memory_mib, identity };
         let (begun, _admitted) = match found {
@@ -271,41 +263,4 @@ pub(super) fn keep(inner: Arc<Inner>) -> JoinHandle<()> {
             }
         }
     })
-}
-
-/// Starts the desktop and waits for its first picture.
-pub(super) async fn paint(
-    agent: &AgentClient,
-    (width, height): (u16, u16),
-    limit: Duration,
-) -> Result<(), AgentError> {
-    let mut events = agent.events_from_now();
-    agent.request(Request::StartDesktop { width, height }).await?;
-    if painted(agent).await? {
-        return Ok(());
-    }
-    let first_picture = async {
-        loop {
-            match events.recv().await {
-                Ok(AgentEvent::Desktop { state }) if state.painted => return Ok(()),
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return Err(AgentError::Closed),
-            }
-        }
-    };
-    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-    tokio::select! {
-        painted = timeout(limit, first_picture) => {
-            painted.unwrap_or(Err(AgentError::TimedOut { op: "start_desktop", limit_ms }))
-        }
-        () = agent.closed() => Err(AgentError::Closed),
-    }
-}
-
-/// Whether the desktop shows a picture now.
-async fn painted(agent: &AgentClient) -> Result<bool, AgentError> {
-    match agent.request(Request::Hello { version: PROTOCOL_VERSION }).await? {
-        Reply::Hello { desktop, .. } => Ok(desktop.painted),
-        _ => Err(AgentError::Protocol { op: "hello" }),
-    }
 }

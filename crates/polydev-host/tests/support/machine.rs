@@ -163,14 +163,7 @@ pub(crate) fn cli(id: VmId, user: &UserId) -> CreateVm {
 }
 
 pub(crate) fn identity(id: VmId) -> Identity {
-    Identity {
-        hostname: format!("vm-{}", id.short()),
-        machine_id: id.as_uuid().simple().to_string(),
-        unix_time_ms: 0,
-        entropy: String::new(),
-        env: [("POLYDEV_TEST".to_owned(), "1".to_owned())].into(),
-        egress: true,
-    }
+    Identity { env: [("POLYDEV_TEST".to_owned(), "1".to_owned())].into(), ..Identity::of(id, "vm") }
 }
 
 /// Runs a program in a VM and returns what it printed.

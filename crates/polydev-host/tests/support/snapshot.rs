@@ -1,15 +1,15 @@
 //! Browser VMs that continue from a snapshot under emulation.
 
-use std::{collections::HashSet, fs, time::Instant};
+use std::{fs, time::Instant};
 
 use polydev_core::wire::{AgentEvent, Request};
 use polydev_host::{FastStart, Host, LogKind, Vm};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::time::timeout;
 
-use super::machine::{Kind, Machine, browser, identity, new_id, run};
+use super::{
+    machine::{Kind, Machine, browser, identity, new_id, run},
+    picture::Picture,
+};
 
 const DESKTOP: (u16, u16) = (1280, 800);
 
@@ -78,43 +78,9 @@ async fn restored(host: &Host, id: polydev_core::ids::VmId) -> Vm {
     };
     timeout(std::time::Duration::from_secs(20), painted).await.expect("the desktop is up already");
     println!("desktop known to be painted: {} ms", began.elapsed().as_millis());
-    let colours = picture(vm.agent.vnc().await.unwrap()).await;
+    let Picture { size, colours } = Picture::of(vm.agent.vnc().await.unwrap()).await;
+    assert_eq!(size, DESKTOP);
     println!("whole picture ({colours} colours): {} ms", began.elapsed().as_millis());
     assert!(colours > 2, "the picture shows a browser");
     vm
-}
-
-/// Asks a VNC server for one whole picture (RFC 6143) and counts its colours.
-async fn picture(mut vnc: impl AsyncRead + AsyncWrite + Unpin) -> usize {
-    let mut version = [0; 12];
-    vnc.read_exact(&mut version).await.unwrap();
-    assert_eq!(&version, b"RFB 003.008\n");
-    vnc.write_all(&version).await.unwrap();
-    let kinds = vnc.read_u8().await.unwrap();
-    vnc.read_exact(&mut vec![0; kinds.into()]).await.unwrap();
-    vnc.write_u8(1).await.unwrap();
-    assert_eq!(vnc.read_u32().await.unwrap(), 0, "no password is asked for");
-    // Others may look, too.
-    vnc.write_u8(1).await.unwrap();
-    let (width, height) = (vnc.read_u16().await.unwrap(), vnc.read_u16().await.unwrap());
-    assert_eq!((width, height), DESKTOP);
-    vnc.read_exact(&mut [0; 16]).await.unwrap();
-    let name = vnc.read_u32().await.unwrap();
-    vnc.read_exact(&mut vec![0; name.try_into().unwrap()]).await.unwrap();
-    // Plain pixels only, then everything once.
-    vnc.write_all(&[2, 0, 0, 1, 0, 0, 0, 0]).await.unwrap();
-    let [w, h] = [width.to_be_bytes(), height.to_be_bytes()];
-    vnc.write_all(&[&[3, 0, 0, 0, 0, 0][..], &w, &h].concat()).await.unwrap();
-    assert_eq!(vnc.read_u8().await.unwrap(), 0, "an update");
-    vnc.read_u8().await.unwrap();
-    let mut colours = HashSet::new();
-    for _ in 0..vnc.read_u16().await.unwrap() {
-        let mut rectangle = [0; 12];
-        vnc.read_exact(&mut rectangle).await.unwrap();
-        let size = |at: usize| usize::from(u16::from_be_bytes([rectangle[at], rectangle[at + 1]]));
-        let mut pixels = vec![0; size(4) * size(6) * 4];
-        vnc.read_exact(&mut pixels).await.unwrap();
-        colours.extend(pixels.chunks_exact(4).map(<[u8]>::to_vec));
-    }
-    colours.len()
 }

@@ -184,7 +184,7 @@ pub(crate) fn new_id() -> VmId {
 }
 
 pub(crate) fn browser(id: VmId) -> CreateVm {
-    CreateVm { id, kind: VmKind::Browser, vcpus: 1, memory_mib: MEMORY_MIB, identity: identity(id) }
+    CreateVm { id, kind: VmKind::Browser, vcpus: 1, memory_mib: MEMORY_MIB, identity: Identity::of(id, "vm") }
 }
 
 pub(crate) fn cli(id: VmId) -> CreateVm {
@@ -207,17 +207,6 @@ pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn identity(id: VmId) -> Identity {
-    Identity {
-        hostname: format!("vm-{}", id.short()),
-        machine_id: id.as_uuid().simple().to_string(),
-        unix_time_ms: 0,
-        entropy: String::new(),
-        env: Default::default(),
-        egress: true,
     }
 }
 

@@ -316,12 +316,5 @@ impl Owner {
 
 /// An identity for a VM; clock and entropy are filled in by the host when it is handed over.
 pub(crate) fn identity(id: VmId, role: &str, env: BTreeMap<String, String>) -> Identity {
-    Identity {
-        hostname: format!("{role}-{}", id.short()),
-        machine_id: id.as_uuid().simple().to_string(),
-        unix_time_ms: 0,
-        entropy: String::new(),
-        env,
-        egress: true,
-    }
+    Identity { env, ..Identity::of(id, role) }
 }

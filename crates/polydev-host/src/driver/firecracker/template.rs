@@ -13,29 +13,27 @@ use std::{
 
 use polydev_core::{
     ids::{Slot, VmId},
-    wire::{AgentEvent, Request},
+    wire::Request,
 };
-use sha2::{Digest, Sha256};
-use tokio::time::{sleep, timeout};
 
 use super::{FirecrackerDriver, TEMPLATE_SLOT, hibernate::blocking, unusable};
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
-    config::NetworkMode,
-    driver::Driver,
+    driver::{
+        Driver,
+        template::{self, Rest, remove},
+    },
     egress::NoEgress,
     error::HostError,
     failpoint,
     firecracker::{
         ApiError, SnapshotKind, jail,
-        vmm::{Item, Vmm, VmmError},
+        vmm::{Item, VmmError},
     },
     host::VmKind,
-    net::Scratch,
     process,
     record::{VmRecord, VmState},
     snapshot::{self, DEVICES, MEMORY, check, describe},
-    space,
 };
 
 /// Version of what a template depends on.
@@ -45,13 +43,8 @@ const TEMPLATE: &str = "template";
 const MADE: &str = "made";
 /// How long a desktop may take to show its first picture.
 const PAINT_LIMIT: Duration = Duration::from_secs(90);
-/// How long the guest may take to come to rest afterwards.
-const REST_LIMIT: Duration = Duration::from_secs(30);
-/// At rest: less than this share of the time is spent executing the guest, over one such interval.
-const REST_SHARE: f64 = 0.25;
-const REST_INTERVAL: Duration = Duration::from_secs(1);
-/// Templates kept; older ones are those of earlier builds.
-const KEPT: usize = 2;
+/// How the guest comes to rest afterwards.
+const REST: Rest = Rest { limit: Duration::from_secs(30), interval: Duration::from_secs(1) };
 
 impl FirecrackerDriver {
     /// Starts a browser VM from a template, if a whole one is there and works. Without, nothing is left of the attempt.
@@ -101,8 +94,7 @@ impl FirecrackerDriver {
             return Ok(());
         }
         let began = Instant::now();
-        let reserve = self.places.resources.disk_reserve_bytes;
-        space::check(&target, u64::from(memory_mib) << 20, reserve, "a template")?;
+        self.places.room(u64::from(memory_mib) << 20, "a template")?;
         let vm = self.template_vm(vcpus, memory_mib);
         let (run, fresh) = (self.places.vm(vm.id), target.with_extension("new"));
         let unfinished = Unfinished { driver: self, id: vm.id, run: &run, fresh: &fresh };
@@ -120,7 +112,7 @@ impl FirecrackerDriver {
         remove(&target)?;
         fs::rename(&fresh, &target).map_err(HostError::os(format!("make {}", target.display())))?;
         drop(unfinished);
-        self.forget_old_templates(&target)?;
+        template::forget_old(&target, |name| name.starts_with(template::FIRECRACKER))?;
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(template = %target.display(), elapsed_ms, "template made");
         Ok(())
@@ -138,13 +130,7 @@ impl FirecrackerDriver {
         self.fit_out(&mut machine, vm.network);
         items.push(Item::write(MADE, fresh));
         let step = |step: &'static str| move |error: VmmError| error.of_step(id, step);
-        let network = match vm.network {
-            NetworkMode::Tap => {
-                let made = Scratch::open(&self.places.run, &format!("template-{id}")).await;
-                Some(made.map_err(|error| HostError::NoNetwork { id, reason: error.to_string() })?)
-            }
-            NetworkMode::Channel => None,
-        };
+        let network = template::network(&self.places, vm.network, id).await?;
         let netns = network.as_ref().map(|network| network.namespace().to_owned());
         let vmm = self.launch(id, TEMPLATE_SLOT, (vm.vcpus, vm.memory_mib), run, netns, items).await?;
         vmm.boot(&machine).await.map_err(step("boot of a template"))?;
@@ -153,8 +139,8 @@ impl FirecrackerDriver {
         let failed = |source: AgentError| HostError::Identity { id, source };
         let agent =
             AgentClient::connect(self.connector(id, run), options, info.start_limit).await.map_err(failed)?;
-        paint(&agent, desktop_px).await.map_err(failed)?;
-        rest(&vmm).await;
+        agent.paint(desktop_px, PAINT_LIMIT).await.map_err(failed)?;
+        REST.wait(id, || vmm.cpu_time()).await;
         agent.request(Request::Quiesce).await.map_err(failed)?;
         // Connections do not outlive a capture.
         drop(agent);
@@ -202,27 +188,11 @@ impl FirecrackerDriver {
             program.stamp(),
             cpu_model(),
         ]);
-        let digest = Sha256::digest(key.to_string());
-        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(self.places.data.join("templates").join(format!("firecracker-{name}")))
-    }
-
-    fn forget_old_templates(&self, newest: &Path) -> Result<(), HostError> {
-        let dir = self.places.data.join("templates");
-        let op = || format!("remove old templates in {}", dir.display());
-        let mut all = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(HostError::os(op()))? {
-            let entry = entry.map_err(HostError::os(op()))?;
-            let ours = entry.file_name().to_string_lossy().starts_with("firecracker-");
-            if ours && entry.path() != newest {
-                let modified = entry.metadata().and_then(|it| it.modified()).map_err(HostError::os(op()))?;
-                all.push((modified, entry.path()));
-            }
-        }
-        all.sort();
-        let surplus = (all.len() + 1).saturating_sub(KEPT);
-        // VMs that run on a removed memory file keep it until they end.
-        all.into_iter().take(surplus).try_for_each(|(_, path)| remove(&path))
+        Ok(self.places.data.join("templates").join(format!(
+            "{}{}",
+            template::FIRECRACKER,
+            template::name(&key)
+        )))
     }
 }
 
@@ -251,52 +221,10 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Starts the desktop and waits for its first picture.
-async fn paint(agent: &AgentClient, (width, height): (u16, u16)) -> Result<(), AgentError> {
-    use tokio::sync::broadcast::error::RecvError;
-    let mut events = agent.events();
-    agent.request(Request::StartDesktop { width, height }).await?;
-    let painted = async {
-        loop {
-            match events.recv().await {
-                Ok(AgentEvent::Desktop { state }) if state.painted => return Ok(()),
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return Err(AgentError::Closed),
-            }
-        }
-    };
-    let late = AgentError::TimedOut {
-        op: "start_desktop",
-        limit_ms: u64::try_from(PAINT_LIMIT.as_millis()).unwrap_or(u64::MAX),
-    };
-    tokio::select! {
-        painted = timeout(PAINT_LIMIT, painted) => painted.unwrap_or(Err(late)),
-        () = agent.closed() => Err(AgentError::Closed),
-    }
-}
-
-/// Waits until the guest has little left to do; what it would do later, every restored VM would do.
-async fn rest(vmm: &Vmm) {
-    let deadline = Instant::now() + REST_LIMIT;
-    while Instant::now() < deadline {
-        let before = vmm.cpu_time();
-        sleep(REST_INTERVAL).await;
-        let share = vmm.cpu_time().saturating_sub(before).as_secs_f64() / REST_INTERVAL.as_secs_f64();
-        if share < REST_SHARE {
-            return;
-        }
-    }
-    tracing::info!(vm.id = %vmm.home().id, "guest did not come to rest; its template is saved all the same");
-}
-
 fn cpu_model() -> String {
     let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let wanted = ["vendor_id", "cpu family", "model\t", "stepping", "flags"];
     // Of the first processor.
     let first = all.split("\n\n").next().unwrap_or_default();
     first.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name))).collect()
-}
-
-fn remove(dir: &Path) -> Result<(), HostError> {
-    snapshot::remove(dir).map_err(HostError::os(format!("remove {}", dir.display())))
 }

@@ -245,7 +245,7 @@ impl QemuDriver {
         let netns = self.netns(vm);
         self.launch_with(vm.id, dir, (vm.vcpus, vm.memory_mib), arguments, netns.as_deref()).await?;
         let load = async {
-            let mut qmp = Qmp::connect(&dir.join(QMP), || self.has_process(vm.id)).await?;
+            let mut qmp = Qmp::connect(&dir.join(QMP), self.watch(vm.id)).await?;
             qmp.run("migrate-incoming", json!({ "uri": format!("exec:cat {STATE}") })).await?;
             qmp.migrated(STREAM_LIMIT * self.info().slow_factor).await?;
             io::Result::Ok(qmp)

@@ -15,11 +15,10 @@ use std::{
 
 use polydev_core::{
     ids::VmId,
-    wire::{AgentEvent, Reply, Request},
+    wire::{Reply, Request},
 };
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     CHANNEL, QMP, QemuDriver,
@@ -28,8 +27,10 @@ use super::{
 };
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
-    config::NetworkMode,
-    driver::{Driver, SocketConnector},
+    driver::{
+        Driver, SocketConnector,
+        template::{self, Rest, remove},
+    },
     egress::NoEgress,
     error::HostError,
     failpoint,
@@ -38,25 +39,20 @@ use crate::{
     net::Scratch,
     process::{self, ProcessId},
     record::VmRecord,
-    snapshot::{self, DEVICES, MEMORY, check, describe},
+    snapshot::{DEVICES, MEMORY, check, describe},
 };
 
 /// Version of what a template depends on.
 const SCHEMA: u32 = 3;
 /// How long a desktop may take to show its first picture.
 const PAINT_LIMIT: Duration = Duration::from_secs(400);
-/// How long the guest may take to come to rest afterwards.
-const REST_LIMIT: Duration = Duration::from_secs(60);
-/// At rest: less than this share of the time is spent executing the guest, over one such interval.
-const REST_SHARE: f64 = 0.25;
-const REST_INTERVAL: Duration = Duration::from_secs(3);
+/// How the guest comes to rest afterwards.
+const REST: Rest = Rest { limit: Duration::from_secs(60), interval: Duration::from_secs(3) };
 const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
 /// How long the guest may take to see that nobody is connected any more.
 const HANG_UP_LIMIT: Duration = Duration::from_secs(5);
 /// Where Debian's package puts QEMU.
 pub(super) const QEMU_FILE: &str = "/usr/bin/qemu-system-x86_64";
-/// Templates kept; older ones are those of earlier builds.
-const KEPT: usize = 2;
 
 /// What has to be equal for a template to fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +109,7 @@ impl QemuDriver {
             remove(&fresh)?;
         }
         installed?;
-        self.forget_old_templates(&target)?;
+        template::forget_old(&target, |name| !name.starts_with(template::FIRECRACKER))?;
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(template = %target.display(), elapsed_ms, "template made");
         Ok(())
@@ -182,13 +178,7 @@ impl QemuDriver {
     ) -> Result<(), HostError> {
         let memory = target.join(MEMORY);
         let layers = self.layers(&VmKind::Browser)?;
-        let network = match self.network {
-            NetworkMode::Channel => None,
-            NetworkMode::Tap => {
-                let made = Scratch::open(&self.places.run, &format!("template-{id}")).await;
-                Some(made.map_err(|error| HostError::NoNetwork { id, reason: error.to_string() })?)
-            }
-        };
+        let network = template::network(&self.places, self.network, id).await?;
         let machine = self.machine(size, initrd, &layers, None, Memory::Saved { file: &memory });
         let machine = Machine { netns: network.as_ref().map(Scratch::namespace), ..machine };
         self.launch(id, run, &machine).await?;
@@ -197,8 +187,15 @@ impl QemuDriver {
         let options = LinkOptions::new(id, Arc::new(NoEgress), info.slow_factor);
         let failed = |source: AgentError| HostError::Identity { id, source };
         let agent = AgentClient::connect(connector, options, info.start_limit).await.map_err(failed)?;
-        paint(&agent, desktop_px).await.map_err(failed)?;
-        self.rest(id).await;
+        let painted = agent.paint(desktop_px, PAINT_LIMIT).await;
+        if painted.is_err()
+            && let Ok(Reply::Log { text }) = agent.request(Request::ReadLog { max_bytes: 4000 }).await
+        {
+            tracing::warn!(agent_log = text, "desktop of the template did not come up");
+        }
+        painted.map_err(failed)?;
+        let processes = || process::of_vm(&self.places.instance, id).unwrap_or_default();
+        REST.wait(id, || processes().into_iter().map(ProcessId::cpu_time).sum()).await;
         agent.request(Request::Quiesce).await.map_err(failed)?;
         drop(agent);
         let about = async {
@@ -210,32 +207,13 @@ impl QemuDriver {
             qmp.migrated(MIGRATE_LIMIT).await?;
             // The answer may be cut off by the end it asks for.
             let _ = qmp.run("quit", json!({})).await;
-            for (vm, process) in process::all(&self.places.instance)? {
-                if vm == id {
-                    process.ended(MIGRATE_LIMIT).await?;
-                }
+            for process in process::of_vm(&self.places.instance, id)? {
+                process.ended(MIGRATE_LIMIT).await?;
             }
             fs::copy(run.join(DEVICES), target.join(DEVICES))?;
             describe(target, Some(desktop_px))
         };
         about.await.map_err(HostError::os("save the template"))
-    }
-
-    /// Waits until the guest has little left to do; what it would do later, every restored VM would do.
-    async fn rest(&self, id: VmId) {
-        let deadline = Instant::now() + REST_LIMIT;
-        let cpu = || {
-            let all = process::all(&self.places.instance).unwrap_or_default();
-            all.iter().filter(|(vm, _)| *vm == id).map(|(_, process)| process.cpu_time()).sum::<Duration>()
-        };
-        while Instant::now() < deadline {
-            let before = cpu();
-            sleep(REST_INTERVAL).await;
-            if cpu().saturating_sub(before).as_secs_f64() < REST_INTERVAL.as_secs_f64() * REST_SHARE {
-                return;
-            }
-        }
-        tracing::info!(vm.id = %id, "guest did not come to rest; its template is saved all the same");
     }
 
     /// Tells again and again whether a VM has a process, with a look at the whole process table only until it has one.
@@ -251,7 +229,7 @@ impl QemuDriver {
     }
 
     pub(super) fn has_process(&self, id: VmId) -> bool {
-        process::all(&self.places.instance).is_ok_and(|all| all.iter().any(|(vm, _)| *vm == id))
+        process::of_vm(&self.places.instance, id).is_ok_and(|found| !found.is_empty())
     }
 
     fn template_dir(&self, size: &Size, initrd: &Path) -> PathBuf {
@@ -268,26 +246,7 @@ impl QemuDriver {
             // Another build of QEMU may lay its devices' state out differently.
             fs::metadata(QEMU_FILE).map(|file| (file.len(), file.mtime())).unwrap_or_default(),
         ]);
-        let digest = Sha256::digest(key.to_string());
-        let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        self.places.data.join("templates").join(name)
-    }
-
-    fn forget_old_templates(&self, newest: &Path) -> Result<(), HostError> {
-        let dir = self.places.data.join("templates");
-        let op = || format!("remove old templates in {}", dir.display());
-        let mut all = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(HostError::os(op()))? {
-            let entry = entry.map_err(HostError::os(op()))?;
-            let modified = entry.metadata().and_then(|it| it.modified()).map_err(HostError::os(op()))?;
-            if entry.path() != newest {
-                all.push((modified, entry.path()));
-            }
-        }
-        all.sort();
-        let surplus = (all.len() + 1).saturating_sub(KEPT);
-        // VMs that run on a removed memory file keep it until they end.
-        all.into_iter().take(surplus).try_for_each(|(_, path)| remove(&path))
+        self.places.data.join("templates").join(template::name(&key))
     }
 }
 
@@ -302,11 +261,9 @@ struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        for (vm, process) in process::all(self.instance).unwrap_or_default() {
-            if vm == self.id
-                && let Err(error) = process.send_kill()
-            {
-                tracing::warn!(vm.id = %vm, %error, "VM of an unfinished template cannot be killed");
+        for process in process::of_vm(self.instance, self.id).unwrap_or_default() {
+            if let Err(error) = process.send_kill() {
+                tracing::warn!(vm.id = %self.id, %error, "VM of an unfinished template cannot be killed");
             }
         }
         for dir in [self.run, self.fresh] {
@@ -315,36 +272,6 @@ impl Drop for Unfinished<'_> {
             }
         }
     }
-}
-
-/// Starts the desktop and waits for its first picture.
-async fn paint(agent: &AgentClient, (width, height): (u16, u16)) -> Result<(), AgentError> {
-    let mut events = agent.events();
-    agent.request(Request::StartDesktop { width, height }).await?;
-    let painted = async {
-        loop {
-            use tokio::sync::broadcast::error::RecvError;
-            match events.recv().await {
-                Ok(AgentEvent::Desktop { state }) if state.painted => return Ok(()),
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return Err(AgentError::Closed),
-            }
-        }
-    };
-    let late = AgentError::TimedOut {
-        op: "start_desktop",
-        limit_ms: u64::try_from(PAINT_LIMIT.as_millis()).unwrap_or(u64::MAX),
-    };
-    let result = tokio::select! {
-        painted = timeout(PAINT_LIMIT, painted) => painted.unwrap_or(Err(late)),
-        () = agent.closed() => Err(AgentError::Closed),
-    };
-    if result.is_err()
-        && let Ok(Reply::Log { text }) = agent.request(Request::ReadLog { max_bytes: 4000 }).await
-    {
-        tracing::warn!(agent_log = text, "desktop of the template did not come up");
-    }
-    result
 }
 
 /// Waits until nobody is connected to the agent's port.
@@ -368,8 +295,4 @@ async fn hung_up(qmp: &mut Qmp) -> io::Result<()> {
 async fn ignore_shared(qmp: &mut Qmp) -> io::Result<()> {
     let capability = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
     qmp.run("migrate-set-capabilities", capability).await.map(drop)
-}
-
-fn remove(dir: &Path) -> Result<(), HostError> {
-    snapshot::remove(dir).map_err(HostError::os(format!("remove {}", dir.display())))
 }
