@@ -28,6 +28,8 @@ use crate::{
 
 /// How often a sample is taken.
 const EVERY: Duration = Duration::from_secs(10);
+/// How old the sum of a VM's processes' memory may become. A browser's costs some 50 ms.
+const PSS_EVERY: Duration = Duration::from_secs(60);
 /// Most time per round for adding up processes' memory: the kernel walks their page tables. What is left over comes
 /// first in the next round.
 const PSS_BUDGET: Duration = Duration::from_millis(300);
@@ -103,8 +105,12 @@ impl Usage {
             let usage = VmUsage { pss_bytes, ..counted(places, record) };
             next.insert(record.id, Sampled { usage, added_up: known.and_then(|known| known.added_up) });
         }
-        let mut waiting: Vec<(Option<Instant>, VmId)> =
-            next.iter().map(|(id, sampled)| (sampled.added_up, *id)).collect();
+        let old = |sampled: &Sampled| sampled.added_up.is_none_or(|then| then.elapsed() >= PSS_EVERY);
+        let mut waiting: Vec<(Option<Instant>, VmId)> = next
+            .iter()
+            .filter(|(_, sampled)| old(sampled))
+            .map(|(id, sampled)| (sampled.added_up, *id))
+            .collect();
         waiting.sort();
         let began = Instant::now();
         for (_, id) in waiting {

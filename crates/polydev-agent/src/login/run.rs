@@ -33,8 +33,6 @@ use crate::{
     terminal::{self, Master},
 };
 
-/// How often quiet output is looked at.
-const TICK: Duration = Duration::from_millis(100);
 /// How often the callback port is looked at: reading the kernel's counters has a price while a person takes their time.
 const CALLBACK_TICK: Duration = Duration::from_millis(500);
 /// A URL or code at the very end of the output counts when nothing followed it for this long.
@@ -87,6 +85,12 @@ struct Stream {
     output: Output,
     searched: usize,
     expected: usize,
+}
+
+impl Stream {
+    fn unsearched(&self) -> bool {
+        self.searched < self.output.end()
+    }
 }
 
 /// Why the loop stopped.
@@ -235,8 +239,6 @@ impl Login<'_> {
             Ok(watch) => watch,
             Err(error) => return Stop::Failed(format!("credential files cannot be watched: {error}")),
         };
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut callback_tick = tokio::time::interval(CALLBACK_TICK);
         callback_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for line in self.rpc.advance() {
@@ -247,6 +249,8 @@ impl Login<'_> {
         let mut output_open = true;
         loop {
             let idle_end = self.progress + self.plan.idle;
+            let quiet_end = self.last_output + QUIET;
+            let unsearched = self.main.unsearched() || self.errors.unsearched();
             tokio::select! {
                 chunk = received.recv(), if output_open => match chunk {
                     Some((from, bytes)) => {
@@ -290,11 +294,9 @@ impl Login<'_> {
                         self.tell_credential();
                     }
                 }
-                _ = tick.tick() => {
-                    if self.last_output.elapsed() >= QUIET {
-                        self.search(From::Main, true);
-                        self.search(From::Errors, true);
-                    }
+                () = tokio::time::sleep_until(quiet_end), if unsearched => {
+                    self.search(From::Main, true);
+                    self.search(From::Errors, true);
                 }
                 _ = callback_tick.tick() => self.look_for_callback(),
                 () = tokio::time::sleep_until(idle_end) => return Stop::TimedOut,

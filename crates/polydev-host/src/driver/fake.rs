@@ -54,7 +54,7 @@ struct World {
 
 struct FakeVm {
     agent: Arc<FakeAgent>,
-    task: Option<AbortHandle>,
+    task: AbortHandle,
     /// It sleeps, its memory kept.
     held: bool,
     /// What it held is of no use.
@@ -81,8 +81,9 @@ impl FakeDriver {
 
     /// Ends a VM as a crash would.
     pub fn kill(&self, id: VmId) {
-        if let Some(task) = self.world().vms.get_mut(&id).and_then(|vm| vm.task.take()) {
-            task.abort();
+        if let Some(vm) = self.world().vms.get_mut(&id) {
+            vm.agent.end();
+            vm.task.abort();
         }
     }
 
@@ -145,9 +146,7 @@ impl Driver for FakeDriver {
         let agent = Arc::new(FakeAgent::new(files, world.paints));
         let listener = UnixListener::bind(dir.join("agent.sock")).map_err(HostError::os("listen"))?;
         let task = tokio::spawn(Arc::clone(&agent).serve(listener));
-        world
-            .vms
-            .insert(vm.id, FakeVm { agent, task: Some(task.abort_handle()), held: false, damaged: false });
+        world.vms.insert(vm.id, FakeVm { agent, task: task.abort_handle(), held: false, damaged: false });
         Ok(())
     }
 
@@ -204,7 +203,7 @@ impl Driver for FakeDriver {
 
 impl FakeVm {
     fn alive(&self) -> bool {
-        self.task.as_ref().is_some_and(|task| !task.is_finished())
+        !self.agent.ended()
     }
 }
 

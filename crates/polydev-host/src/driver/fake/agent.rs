@@ -49,6 +49,7 @@ pub struct FakeAgent {
     paints: bool,
     painted: AtomicBool,
     power_off: Notify,
+    ended: AtomicBool,
 }
 
 impl FakeAgent {
@@ -69,6 +70,7 @@ impl FakeAgent {
             paints,
             painted: AtomicBool::new(false),
             power_off: Notify::new(),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -101,6 +103,15 @@ impl FakeAgent {
     pub(super) fn emit(&self, event: AgentEvent) {
         // Without a connection there is nobody to tell.
         let _ = self.events.send(event);
+    }
+
+    /// Nothing that is asked from now on is answered, whatever its tasks are doing at this moment.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     pub(super) fn drop_connection(&self) {
@@ -212,6 +223,7 @@ impl FakeAgent {
             loop {
                 let message = tokio::select! {
                     request = asked.recv() => match request {
+                        Some(_) if self.ended() => return Ok(()),
                         Some(RequestFrame { id, request }) => AgentFrame::Reply { id, result: self.answer(request) },
                         None => return Ok(()),
                     },
