@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::{Lane, Scene, Size};
 
 /// Time with nothing changing.
-const IDLE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(60);
 /// Time over a bad network.
 const NETWORK: Duration = Duration::from_secs(60);
 const QUICK: Duration = Duration::from_secs(5);
