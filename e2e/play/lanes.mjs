@@ -2,6 +2,7 @@
 import { createSocket } from "node:dgram";
 import { readdirSync, readFileSync } from "node:fs";
 import { Person } from "./person.mjs";
+import { reachSignInPage, story } from "./sign-in.mjs";
 import { until } from "./until.mjs";
 
 const OFFER = "**/api/webrtc/session/*/offer";
@@ -9,8 +10,38 @@ const OFFER = "**/api/webrtc/session/*/offer";
 const ASKED_MS = 10_000;
 const TYPING_PAGE = "https://auth.openai.com/polydev-demo/typing";
 
+/** Opens a live browser that stays open, and a page in it that tells what is typed; gives the sign-in's id. */
+export async function openDesktop(world, id, look = async () => {}) {
+  let sessionId;
+  await story(world, `${id}-before`, async (person) => {
+    await reachSignInPage(person, { provider: "codex", user: id });
+    sessionId = person.sessionId;
+    await look(person);
+    await openTypingPage(person, id);
+    await typesInto(person, id, "-");
+  });
+  return sessionId;
+}
+
+/** People who come to that live browser. If the story of a visit fails, what helps to understand it is kept. */
+export function visitor(world, sessionId) {
+  const comes = (options) => comeTo(world, sessionId, options);
+  const visits = async (name, options, tell) => {
+    const person = await comes(options);
+    try {
+      await tell(person);
+    } catch (error) {
+      const dir = await world.keepRemains(name, person).catch((cause) => `(nothing kept: ${cause.message})`);
+      throw new Error(`${error.message}\nWhat is left of it: ${dir}`, { cause: error });
+    } finally {
+      await leave(person);
+    }
+  };
+  return { comes, visits };
+}
+
 /** A page of its own for a person, with nothing remembered but the cookie. `hinder` is called before anything is loaded. */
-export async function comeTo(world, sessionId, { context = {}, hinder = async () => {} } = {}) {
+async function comeTo(world, sessionId, { context = {}, hinder = async () => {} } = {}) {
   const { cookies } = await world.context.storageState();
   const own = await world.browser.newContext({ viewport: { width: 1280, height: 800 }, storageState: { cookies, origins: [] }, ...context });
   const person = new Person(world, await own.newPage());

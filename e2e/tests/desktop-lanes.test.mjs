@@ -1,8 +1,7 @@
 // The live browser by every lane, in one sign-in that stays open: pages come, are hindered, look, click, type and go.
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
-import { arrives, clicksAndTypes, comeTo, leave, openTypingPage, processesOf, rewriteCandidates, typesInto, UdpRelay, withoutOffers, withoutPaths, withoutStream, withoutUdp, withoutWebCodecs, withoutWebRtc } from "../play/lanes.mjs";
-import { reachSignInPage, story } from "../play/sign-in.mjs";
+import { arrives, clicksAndTypes, leave, openDesktop, processesOf, rewriteCandidates, typesInto, UdpRelay, visitor, withoutOffers, withoutPaths, withoutStream, withoutUdp, withoutWebCodecs, withoutWebRtc } from "../play/lanes.mjs";
 import { limitsOf } from "../play/settings.mjs";
 import { until } from "../play/until.mjs";
 import { World } from "../play/world.mjs";
@@ -13,37 +12,26 @@ const LANE_MS = 30_000;
 const ID = "lanes";
 let world;
 let sessionId;
+let comes;
+let visits;
 
 before(async () => {
   world = await World.start();
-  await story(world, "lanes-before", async (person) => {
-    await reachSignInPage(person, { provider: "codex", user: "lanes" });
-    sessionId = person.sessionId;
+  sessionId = await openDesktop(world, ID, async (person) => {
     await person.page.getByTestId("lane").click();
     await until("figures are shown", async () => /Round trip\s+[\d.]+ ms/.test(await person.page.getByTestId("figures").innerText()), { deadlineMs: limits.input });
     await person.keepScreenshot("live-browser-connection");
     await person.page.getByTestId("lane").click();
-    await openTypingPage(person, ID);
-    await typesInto(person, ID, "-");
   });
+  ({ comes, visits } = visitor(world, sessionId));
 }, { timeout: limits.test });
 
 after(async () => {
   assert.deepEqual(await world?.stop(), [], "nothing is left on the machine");
 }, { timeout: limits.finish });
 
-/** A person with a hindered page sees the live browser; if the story fails, what helps to understand it is kept. */
-const visit = (name, options, tell) => async () => {
-  const person = await comeTo(world, sessionId, options);
-  try {
-    await tell(person);
-  } catch (error) {
-    const dir = await world.keepRemains(name, person).catch((cause) => `(nothing kept: ${cause.message})`);
-    throw new Error(`${error.message}\nWhat is left of it: ${dir}`, { cause: error });
-  } finally {
-    await leave(person);
-  }
-};
+/** A person with a hindered page sees the live browser. */
+const visit = (name, options, tell) => () => visits(name, options, tell);
 
 /** The lane is shown with its name, the picture with its colours, and hands reach the VM. */
 async function worksBy(person, lane, label, text) {
@@ -56,6 +44,36 @@ async function worksBy(person, lane, label, text) {
   await until("the person is in control", async () => (await person.page.getByTestId("role").innerText()) === "In control", { deadlineMs: limits.input });
   await clicksAndTypes(person, ID, text);
 }
+
+/** Presses a key by RFB alone, as a page might that heeds no roles. */
+const typesPastThePage = ({ page }) =>
+  page.evaluate(async () => {
+    const id = location.pathname.split("/").at(-1);
+    const socket = new WebSocket(`ws://${location.host}/api/auth/session/${id}/vnc?role=control`, "binary");
+    const [VERSION, SECURITY, RESULT] = [12, 2, 4];
+    const answers = [new TextEncoder().encode("RFB 003.008\n"), Uint8Array.of(1), Uint8Array.of(0)];
+    socket.binaryType = "arraybuffer";
+    let got = 0;
+    let wanted = 0;
+    await new Promise((resolve, reject) => {
+      socket.onerror = () => reject(new Error("the WebSocket failed"));
+      socket.onmessage = ({ data }) => {
+        got += data.byteLength;
+        while (answers.length > 0 && got >= wanted + [RESULT, SECURITY, VERSION][answers.length - 1]) {
+          wanted += [RESULT, SECURITY, VERSION][answers.length - 1];
+          socket.send(answers.shift());
+        }
+        if (answers.length === 0) resolve();
+      };
+    });
+    for (const down of [1, 0]) socket.send(Uint8Array.of(4, down, 0, 0, 0, 0, 0, 0x78));
+    // Whatever comes back was sent by a server that talks to this page.
+    await new Promise((resolve) => {
+      socket.onmessage = resolve;
+      socket.send(Uint8Array.of(3, 0, 0, 0, 0, 0, 0, 1, 0, 1));
+    });
+    socket.close();
+  });
 
 /** Opens the details and reads why that lane is not used. */
 async function reasonFor(person, lane) {
@@ -127,6 +145,16 @@ test("the person chooses a lane, and comes back to it after a reload", { timeout
     await worksBy(person, "websocket", "WebSocket", "again;");
     await person.page.getByTestId("lane").click();
     await person.page.getByRole("radio", { name: /^Automatic/ }).check();
+    // What is typed while the control goes from the one lane to the other is not lost.
+    await person.focusLiveBrowser();
+    let typed = await world.typed(ID);
+    await until("the better lane is shown", async () => {
+      await person.type("0123456789");
+      typed += "0123456789";
+      return (await person.screen.getAttribute("data-lane")) === "webrtc";
+    }, { deadlineMs: LANE_MS });
+    await person.type(".");
+    await arrives(person, ID, `${typed}.`);
     await worksBy(person, "webrtc", "WebRTC", "automatic;");
   }),
 );
@@ -162,12 +190,21 @@ test("when WebRTC dies for good the WebSocket takes over and the person types on
   }
 });
 
-test("a second viewer watches only, asks, and is handed the control", { timeout: limits.test },
-  visit("lanes-roles", {}, async (first) => {
+/** Ways of a second viewer, which are to make no difference. */
+const SECOND = {
+  websocket: withoutOffers,
+  vnc: async (page) => {
+    await withoutOffers(page);
+    await withoutStream(page);
+  },
+};
+
+for (const [lane, hinder] of Object.entries(SECOND)) test(`a second viewer by ${lane} watches only, asks, and is handed the control`, { timeout: limits.test },
+  visit(`lanes-roles-${lane}`, {}, async (first) => {
     await worksBy(first, "webrtc", "WebRTC", "first;");
-    const second = await comeTo(world, sessionId, { hinder: withoutOffers });
+    const second = await comes({ hinder });
     try {
-      await second.seesLane("websocket", LANE_MS);
+      await second.seesLane(lane, LANE_MS);
       await until("the second one watches", async () => (await second.page.getByTestId("role").innerText()) === "Watching", { deadlineMs: limits.input });
       await until("both see two viewers", async () => {
         const counts = await Promise.all([first, second].map((person) => person.page.getByTestId("viewers").innerText()));
@@ -176,6 +213,7 @@ test("a second viewer watches only, asks, and is handed the control", { timeout:
       const before = await world.typed(ID);
       await second.focusLiveBrowser();
       await second.type("never");
+      if (lane === "vnc") await typesPastThePage(second);
       await first.focusLiveBrowser();
       await typesInto(first, ID, "mine;");
       assert.equal(await world.typed(ID), `${before}mine;`, "what a watching person types goes nowhere");

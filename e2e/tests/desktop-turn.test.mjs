@@ -1,8 +1,7 @@
 // The live browser through the built-in TURN server and nothing else: for people whose network lets no other way through.
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
-import { clicksAndTypes, comeTo, leave, openTypingPage, typesInto, UdpRelay } from "../play/lanes.mjs";
-import { reachSignInPage, story } from "../play/sign-in.mjs";
+import { clicksAndTypes, openDesktop, UdpRelay, visitor } from "../play/lanes.mjs";
 import { limitsOf } from "../play/settings.mjs";
 import { until } from "../play/until.mjs";
 import { World } from "../play/world.mjs";
@@ -16,16 +15,11 @@ const FAR_MS = 150;
 const CONTROL_MS = 90_000;
 const ID = "turn";
 let world;
-let sessionId;
+let visits;
 
 before(async () => {
   world = await World.start();
-  await story(world, "turn-before", async (person) => {
-    await reachSignInPage(person, { provider: "codex", user: "turn" });
-    sessionId = person.sessionId;
-    await openTypingPage(person, ID);
-    await typesInto(person, ID, "-");
-  });
+  ({ visits } = visitor(world, await openDesktop(world, ID)));
   // Server and endpoint are on this machine's loopback, where Chromium gathers no relayed candidates unless told to.
   world.browser = await world.launchBrowser(["--allow-loopback-in-peer-connection"]);
 }, { timeout: limits.test });
@@ -85,18 +79,8 @@ async function worksBy(person, transport, text) {
   await until("more pictures are decoded", async () => ((await connection(person.page))?.frames ?? 0) > used.frames, { deadlineMs: limits.input });
 }
 
-/** A person whose page gets through by the relay alone; if the story fails, what helps to understand it is kept. */
-async function visit(name, hinder, tell) {
-  const person = await comeTo(world, sessionId, { hinder });
-  try {
-    await tell(person);
-  } catch (error) {
-    const dir = await world.keepRemains(name, person).catch((cause) => `(nothing kept: ${cause.message})`);
-    throw new Error(`${error.message}\nWhat is left of it: ${dir}`, { cause: error });
-  } finally {
-    await leave(person);
-  }
-}
+/** A person whose page gets through by the relay alone. */
+const visit = (name, hinder, tell) => visits(name, { hinder }, tell);
 
 for (const transport of ["udp", "tcp"]) {
   test(`the picture and the control of it come through TURN over ${transport.toUpperCase()}`, { timeout: limits.test }, () =>

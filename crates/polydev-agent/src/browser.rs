@@ -162,6 +162,9 @@ pub(crate) fn x_server(width: u16, height: u16) -> Vec<String> {
         "None",
         "-AlwaysShared",
         "-AcceptSetDesktopSize=1",
+        // Clipboard texts go by the desktop program, under the controller's policy.
+        "-AcceptCutText=0",
+        "-SendCutText=0",
         "-desktop",
         "polydev",
         // Viewers repeat held keys themselves. A slow machine learns late that a key was let go, and would repeat what

@@ -19,6 +19,7 @@ mod metrics;
 mod outbox;
 mod queue;
 mod rate;
+pub mod rfb;
 mod seat;
 mod size;
 mod stats;

@@ -133,7 +133,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The live browser of a sign-in as a WebSocket with binary RFB. */
+        /**
+         * The live browser of a sign-in as a WebSocket with binary RFB. With the subprotocol `polydev.vnc.v1`, words as those of
+         *     `/api/stream/{id}` come and go beside it as text messages. Keys, pointer and sizes of a viewer that is not in control
+         *     are dropped, and clipboard texts of all.
+         */
         get: operations["vnc"];
         put?: never;
         post?: never;
@@ -1338,7 +1342,12 @@ export interface operations {
     };
     vnc: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description What the page wants to do; `control` unless told otherwise. One viewer at a time has it. */
+                role?: components["schemas"]["Role"];
+                /** @description The token of the viewer this page was, to keep its number and role. One that is too old is not heeded. */
+                resume?: string;
+            };
             header?: never;
             path: {
                 id: string;
@@ -1347,7 +1356,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description WebSocket, subprotocol `binary` */
+            /** @description WebSocket, subprotocol `binary` or `polydev.vnc.v1` */
             101: {
                 headers: {
                     [name: string]: unknown;
@@ -1356,6 +1365,15 @@ export interface operations {
             };
             /** @description There is no live browser now */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too many watch */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -3,7 +3,6 @@
 declare module "@novnc/novnc" {
   interface RfbOptions {
     shared?: boolean;
-    wsProtocols?: string[];
   }
 
   interface RfbSocket {
@@ -11,10 +10,9 @@ declare module "@novnc/novnc" {
   }
 
   export default class RFB extends EventTarget {
-    constructor(target: HTMLElement, url: string, options?: RfbOptions);
+    constructor(target: HTMLElement, channel: WebSocket, options?: RfbOptions);
     static messages: {
       pointerEvent(socket: RfbSocket, x: number, y: number, mask: number): void;
-      extendedPointerEvent(socket: RfbSocket, x: number, y: number, mask: number): void;
     };
     readonly _sock: RfbSocket;
     scaleViewport: boolean;

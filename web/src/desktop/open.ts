@@ -37,8 +37,7 @@ export function newOpen(lane: Lane, wish: Role): Open {
     interrupted: false,
     shape: null,
     moved: null,
-    // VNC knows no roles: who may open it may use it.
-    role: lane.kind === "vnc" ? wish : "view",
+    role: "view",
     mayControl: wish === "control",
     viewer: null,
     viewers: 1,

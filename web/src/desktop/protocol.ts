@@ -3,6 +3,8 @@
 
 /** Subprotocol of the WebSocket lane. */
 export const STREAM_PROTOCOL = "polydev.desktop.v1";
+/** Subprotocol of the VNC lane: RFB in binary messages, words as text. */
+export const VNC_PROTOCOL = "polydev.vnc.v1";
 const MOVE = 0x31;
 const BUTTON = 0x32;
 const WHEEL = 0x33;

@@ -28,13 +28,15 @@ export class OfferRefused extends Error {
 }
 
 export function streamUrl({ base, sessionId, role }: LaneContext, resume: string | null): string {
-  const query = new URLSearchParams({ role });
-  if (resume !== null) query.set("resume", resume);
-  return socketAddress(`${base}/api/stream/${encodeURIComponent(sessionId)}?${query}`);
+  return socketAddress(`${base}/api/stream/${encodeURIComponent(sessionId)}?${asViewer(role, resume)}`);
 }
 
-export function vncUrl({ base, sessionId }: LaneContext): string {
-  return socketAddress(`${base}/api/auth/session/${encodeURIComponent(sessionId)}/vnc`);
+export function vncUrl({ base, sessionId, role, resume }: LaneContext): string {
+  return socketAddress(`${base}/api/auth/session/${encodeURIComponent(sessionId)}/vnc?${asViewer(role, resume)}`);
+}
+
+function asViewer(role: Role, resume: string | null): URLSearchParams {
+  return new URLSearchParams({ role, ...(resume === null ? {} : { resume }) });
 }
 
 /** One round trip: the page's offer for the controller's answer. */

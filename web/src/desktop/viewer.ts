@@ -4,6 +4,7 @@
 import { attachInput, type InputHandle } from "./input/attach";
 import { LanePlan, LANES, type LaneAction, type LaneKind, type Why, type Wish } from "./lanes";
 import { scalePercent, wantedSize, type Size } from "./geometry";
+import { HeldInput } from "./handover";
 import type { Lane, LaneContext, LaneHandlers } from "./lane";
 import { newOpen, type Open } from "./open";
 import { leaveToken, savedWish, saveWish, takeToken } from "./memory";
@@ -14,7 +15,7 @@ import { CLIPBOARD_MAX } from "./protocol";
 import { Stage } from "./stage";
 import { VncLane } from "./vnc";
 import { hasWebRtc, WebRtcLane } from "./webrtc";
-import { hasWebCodecs, retire, WebSocketLane } from "./websocket";
+import { hasWebCodecs, WebSocketLane } from "./websocket";
 
 export type Phase = "connecting" | "live" | "repairing" | "waiting" | "interrupted" | "ended";
 
@@ -82,6 +83,7 @@ export class DesktopViewer {
   private readonly wishRole: Role;
   private readonly context: Pick<LaneContext, "base" | "sessionId">;
   private readonly listeners = new AbortController();
+  private readonly held = new HeldInput();
   private wish: Wish = savedWish();
   private front: Open | null = null;
   /** A lane that is over, and whose last picture is still seen. */
@@ -112,7 +114,9 @@ export class DesktopViewer {
     this.input = attachInput(
       this.stage.surface,
       {
-        send: (message, reliable) => this.front?.lane.send(message, reliable),
+        send: (message, reliable) => {
+          if (!this.held.take(message, reliable)) this.front?.lane.send(message, reliable);
+        },
         size: () => this.stage.desktopSize,
         toDesktop: (x, y) => this.stage.toDesktop(x, y),
       },
@@ -242,9 +246,8 @@ export class DesktopViewer {
     const { kind } = open.lane;
     if (this.opens.get(kind) !== open || !open.hasPicture || this.front === open) return;
     const holder = this.front;
-    const moves = holder !== null && holder.lane.kind !== "vnc" && kind !== "vnc" && holder.role === "control" && this.wishRole === "control";
-    const isReady = kind === "vnc" || (open.hello && (!moves || open.role === "control"));
-    if (isReady) {
+    const moves = holder !== null && holder.role === "control" && this.wishRole === "control";
+    if (open.hello && (!moves || open.role === "control")) {
       clearTimeout(open.handingOver);
       this.run(this.plan.opened(kind, performance.now()));
       return;
@@ -256,6 +259,7 @@ export class DesktopViewer {
     if (moves && open.viewer !== null && !open.asked) {
       open.asked = true;
       this.input.releaseAll();
+      this.held.begin();
       holder.lane.say({ type: "releaseControl", to: open.viewer });
     }
   }
@@ -276,7 +280,13 @@ export class DesktopViewer {
     open.lane.refit?.();
     this.path = "";
     this.wasLive = true;
+    this.sendHeld();
     this.askForSize(0);
+  }
+
+  /** What waited for the control goes to the lane in front. */
+  private sendHeld(): void {
+    for (const message of this.held.end()) this.front?.lane.send(message, true);
   }
 
   private close(kind: LaneKind): void {
@@ -294,8 +304,8 @@ export class DesktopViewer {
     // It may have taken the control with it.
     if (open.handingOver !== undefined && this.front && this.front.viewer !== null) open.lane.say({ type: "releaseControl", to: this.front.viewer });
     this.endLane(open);
-    // A WebRTC that never connected is a viewer all the same, and would be given the control when it is free.
-    if (kind === "webrtc" && open.token !== null && open.token !== this.token) retire({ ...this.context, role: "view", resume: open.token });
+    // What waits goes back with the control, if that comes.
+    if (open.asked) setTimeout(() => this.sendHeld(), HAND_OVER_MS);
   }
 
   private endLane(open: Open): void {
@@ -318,6 +328,7 @@ export class DesktopViewer {
         // While the control goes to a lane of the same person, nobody has lost anything.
         const moving = [...this.opens.values()].some((other) => other !== open && other.handingOver !== undefined);
         if (this.front !== open || !moving) open.role = words.role;
+        if (this.front === open && words.role === "control") this.sendHeld();
         if (words.role === "control") this.askForSize(0);
         else if (this.front === open) this.asking = null;
         this.settle(open);

@@ -1,18 +1,17 @@
-// The last lane: noVNC draws, the viewer's own input is translated to RFB (RFC 6143, section 7.5).
+// The last lane: noVNC draws, the viewer's own input is translated to RFB (RFC 6143, section 7.5). Words go beside RFB,
+// as text messages of the same WebSocket.
 
 import type RFB from "@novnc/novnc";
 import { NARROWEST } from "./geometry";
 import { onceFailed, type Lane, type LaneContext, type LaneHandlers } from "./lane";
 import type { Figures } from "./meter";
-import { decodeInput, WHEEL_NOTCH, type FromViewer, type InputEvent } from "./protocol";
+import { decodeInput, parseWords, VNC_PROTOCOL, WHEEL_NOTCH, type FromViewer, type InputEvent } from "./protocol";
 import { vncUrl } from "./routes";
 import { typeText } from "./typing";
 
 /** Bits of RFB's button mask: a wheel's notch is a press of one of the last four. */
-const BUTTON_BITS: Readonly<Record<number, number>> = { 1: 1, 2: 2, 3: 4, 8: 128, 9: 256 };
+const BUTTON_BITS: Readonly<Record<number, number>> = { 1: 1, 2: 2, 3: 4, 8: 128 };
 const WHEEL_BITS = { up: 8, down: 16, left: 32, right: 64 } as const;
-/** Bits beyond these need an extension of the protocol. */
-const PLAIN_BITS = 0x7f;
 /** Most notches of one message; more is a hand gone wild. */
 const NOTCHES_MAX = 20;
 
@@ -21,6 +20,8 @@ export class VncLane implements Lane {
   readonly view = document.createElement("div");
   private readonly handlers: LaneHandlers;
   private rfb: RFB | undefined;
+  private socket: WebSocket | undefined;
+  private controls = false;
   private messages: typeof RFB.messages | undefined;
   private mask = 0;
   private readonly held = new Set<number>();
@@ -59,8 +60,9 @@ export class VncLane implements Lane {
     });
   }
 
-  /** RFB has no words for any of it, and a clipboard that goes past the controller's policy is none. */
-  say(_words: FromViewer): void {}
+  say(words: FromViewer): void {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(words));
+  }
 
   async figures(): Promise<Figures> {
     return { fps: 0, kbps: 0, rttMs: null, presentMs: null, bufferMs: null, framesShown: 0, framesDropped: 0, freezes: 0, path: "TCP" };
@@ -71,7 +73,7 @@ export class VncLane implements Lane {
   }
 
   refit(): void {
-    if (this.rfb) this.rfb.resizeSession = this.context.role === "control" && this.view.clientWidth >= NARROWEST;
+    if (this.rfb) this.rfb.resizeSession = this.controls && this.view.clientWidth >= NARROWEST;
   }
 
   stop(): void {
@@ -80,12 +82,22 @@ export class VncLane implements Lane {
     const rfb = this.rfb;
     this.rfb = undefined;
     rfb?.disconnect();
+    this.socket?.close();
+    this.socket = undefined;
   }
 
   private async connect(): Promise<void> {
     const { default: Rfb } = await import("@novnc/novnc");
     if (this.stopped) return;
-    const rfb = new Rfb(this.view, vncUrl(this.context), { shared: true, wsProtocols: ["binary"] });
+    const socket = new WebSocket(vncUrl(this.context), VNC_PROTOCOL);
+    this.socket = socket;
+    // Comes before noVNC's own listener, which takes every message for RFB.
+    socket.addEventListener("message", (event) => {
+      if (typeof event.data !== "string") return;
+      event.stopImmediatePropagation();
+      if (this.socket === socket) this.hear(event.data);
+    });
+    const rfb = new Rfb(this.view, socket, { shared: true });
     this.rfb = rfb;
     this.messages = Rfb.messages;
     rfb.background = "transparent";
@@ -105,6 +117,24 @@ export class VncLane implements Lane {
     rfb.addEventListener("disconnect", () => {
       if (this.rfb === rfb) this.fail(open ? "lost" : "refused");
     });
+  }
+
+  private hear(text: string): void {
+    const words = parseWords(text);
+    if (!words) return;
+    if (words.type === "resume") return this.handlers.resume(words.token);
+    if (words.type === "hello" || words.type === "role") {
+      this.controls = words.role === "control";
+      // The controller has let go what was held.
+      if (!this.controls) this.forget();
+      this.refit();
+    }
+    this.handlers.words(words);
+  }
+
+  private forget(): void {
+    this.held.clear();
+    this.mask = 0;
   }
 
   private watchCanvas(): void {
@@ -139,8 +169,7 @@ export class VncLane implements Lane {
         return rfb.sendKey(event.keysym, null, event.down);
       case "releaseAll":
         for (const keysym of this.held) rfb.sendKey(keysym, null, false);
-        this.held.clear();
-        this.mask = 0;
+        this.forget();
     }
   }
 
@@ -157,7 +186,6 @@ export class VncLane implements Lane {
   }
 
   private point(rfb: RFB, x: number, y: number, mask: number): void {
-    if (mask > PLAIN_BITS) return this.messages?.extendedPointerEvent(rfb._sock, x, y, mask);
     this.messages?.pointerEvent(rfb._sock, x, y, mask);
   }
 

@@ -24,15 +24,6 @@ export function hasWebCodecs(): boolean {
   return typeof VideoDecoder === "function" && typeof EncodedVideoChunk === "function";
 }
 
-/** Ends a viewer whose own connection does not reach the controller: comes in its place, and goes. */
-export function retire(context: LaneContext): void {
-  const socket = new WebSocket(streamUrl(context, context.resume), STREAM_PROTOCOL);
-  socket.onopen = () => {
-    socket.send(JSON.stringify({ type: "releaseControl" } satisfies FromViewer));
-    socket.close();
-  };
-}
-
 export class WebSocketLane implements Lane {
   readonly kind = "websocket";
   readonly view = document.createElement("canvas");

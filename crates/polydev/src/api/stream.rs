@@ -40,9 +40,12 @@ use super::{
 const SUBPROTOCOL: &str = "polydev.desktop.v1";
 /// A page that takes nothing for this long is gone.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// How long a page may take for its good-bye.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// A page that says nothing for this long, not even an answer to a ping, is gone.
-const SILENCE_LIMIT: Duration = Duration::from_secs(20);
-const PING_EVERY: Duration = Duration::from_secs(5);
+pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+/// Well below what a viewer in control may be silent for.
+pub(super) const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// How to watch.
 #[derive(Deserialize, IntoParams)]
@@ -64,6 +67,32 @@ enum First<'a> {
     Resume { token: &'a str },
 }
 
+/// The first words to a viewer.
+pub(super) fn first_words(link: &ViewerLink) -> Message {
+    let token = Zeroizing::new(link.reconnect_token());
+    let first = serde_json::to_string(&First::Resume { token: &token }).expect("a text is JSON");
+    Message::Text(first.into())
+}
+
+/// Joins as the viewer that the page was, or else as a new one.
+pub(super) async fn join(
+    app: &App,
+    id: SessionId,
+    query: &StreamQuery,
+    lane: Lane,
+) -> Result<Joined, JoinError> {
+    let again = match &query.resume {
+        Some(token) => app.desktops.rejoin(id, token, lane).await,
+        None => Err(JoinError::UnknownViewer),
+    };
+    match again {
+        Err(JoinError::UnknownViewer) => {
+            app.desktops.join(id, query.role.unwrap_or(Role::Control), lane).await
+        }
+        joined => joined,
+    }
+}
+
 /// The live desktop of a sign-in as a WebSocket. The service sends binary messages (pictures, pointer) and words as JSON
 /// text, of which `{"type":"resume","token"}` is the first; the page sends binary input events and words as JSON text.
 #[utoipa::path(
@@ -82,15 +111,7 @@ pub(super) async fn stream(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let upgrade = upgrade?;
-    let wish = query.role.unwrap_or(Role::Control);
-    let again = match &query.resume {
-        Some(token) => app.desktops.rejoin(id, token, Lane::WebSocket).await,
-        None => Err(JoinError::UnknownViewer),
-    };
-    let joined = match again {
-        Err(JoinError::UnknownViewer) => app.desktops.join(id, wish, Lane::WebSocket).await?,
-        joined => joined?,
-    };
+    let joined = join(&app, id, &query, Lane::WebSocket).await?;
     let upgrade = upgrade.protocols([SUBPROTOCOL]).max_message_size(WORDS_MAX).max_frame_size(WORDS_MAX);
     Ok(upgrade.on_upgrade(async move |socket| serve(socket, joined).await))
 }
@@ -99,14 +120,18 @@ async fn serve(socket: WebSocket, joined: Joined) {
     let Joined { viewer: _, link, frames, words } = joined;
     let (to_page, from_page) = socket.split();
     // Whichever way ends first ends the other; with them the viewer has left.
+    let mut listening = std::pin::pin!(listen(from_page, &link));
     tokio::select! {
-        () = listen(from_page, &link) => {}
+        () = &mut listening => return,
         () = send(to_page, frames, words, &link) => {}
     }
+    // Closed with something unread, a connection is reset, and the last words may be lost (RFC 1122, section 4.2.2.13).
+    let _ = timeout(FAREWELL_LIMIT, listening).await;
 }
 
 async fn listen(mut from_page: SplitStream<WebSocket>, link: &ViewerLink) {
     while let Ok(Some(Ok(message))) = timeout(SILENCE_LIMIT, from_page.next()).await {
+        link.sign_of_life();
         match message {
             Message::Binary(bytes) => link.input(&bytes),
             Message::Text(text) => link.words(&text),
@@ -122,9 +147,7 @@ async fn send(
     mut words: WordQueue,
     link: &ViewerLink,
 ) {
-    let token = Zeroizing::new(link.reconnect_token());
-    let first = serde_json::to_string(&First::Resume { token: &token }).expect("a text is JSON");
-    if !sent(&mut to_page, Message::Text(first.into())).await {
+    if !sent(&mut to_page, first_words(link)).await {
         return;
     }
     let mut pings = interval(PING_EVERY);

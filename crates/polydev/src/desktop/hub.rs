@@ -229,7 +229,7 @@ impl Hub {
                     let (width, height, scale) = (size.width, size.height, size.scale);
                     self.tell(ToDesktop::Resize { width, height, scale });
                 }
-                if !self.viewers.is_empty() {
+                if self.is_watched() {
                     self.tell(ToDesktop::Watch(true));
                 }
             }
@@ -266,19 +266,19 @@ impl Hub {
     }
 
     fn show(&mut self, frame: Frame, arrived: Instant, arrived_us: u64) {
-        if self.viewers.is_empty() {
+        if !self.is_watched() {
             return;
         }
         self.set_stream(Stream::Live { heard: arrived });
         let follows = self.frame_seq.is_none_or(|last| last.wrapping_add(1) == frame.seq);
         self.frame_seq = Some(frame.seq);
         if !follows && !frame.key {
-            self.viewers.values_mut().for_each(Viewer::interrupt);
+            self.interrupt();
         }
         self.resized(frame.width, frame.height);
         let age = self.ages.age(frame.captured_us, frame.work_us, arrived_us);
         let frame = Arc::new(frame);
-        for viewer in self.viewers.values_mut() {
+        for viewer in self.viewers.values_mut().filter(|viewer| viewer.takes_pictures()) {
             match viewer.seat.show(Arc::clone(&frame), arrived, age) {
                 Pushed::Queued { .. } if frame.key => viewer.patience.came(),
                 Pushed::Queued { .. } | Pushed::Withheld => {}
@@ -319,7 +319,7 @@ impl Hub {
             self.tell(ToDesktop::Resize { width, height, scale });
         }
         self.follow_rate();
-        if !self.viewers.is_empty()
+        if self.is_watched()
             && let Some(kbps) = self.rate.tell(now)
         {
             let fps = self.parts.settings.max_fps;
@@ -330,7 +330,7 @@ impl Hub {
     /// When something is due next.
     fn deadline(&self) -> Instant {
         let now = Instant::now();
-        let watched = !self.viewers.is_empty();
+        let watched = self.is_watched();
         let stream = match self.stream {
             Stream::Opening { since } => Some(since + OPENING_LIMIT),
             Stream::Live { heard } => watched.then(|| heard + SILENT_AFTER),
@@ -341,7 +341,7 @@ impl Hub {
         let dues = [
             Some(self.stats_due).filter(|_| watched),
             self.empty_since.map(|since| since + LINGER),
-            self.control.deadline(),
+            self.control.deadline(self.holder_alive()),
             stream,
             self.keyframes.deadline().filter(|_| live),
             self.resizing.deadline().filter(|_| live),
@@ -354,7 +354,7 @@ impl Hub {
     fn watch_stream(&mut self, now: Instant) {
         match self.stream {
             Stream::Opening { since } if now >= since + OPENING_LIMIT => self.set_stream(Stream::Down),
-            Stream::Live { heard } if !self.viewers.is_empty() && now >= heard + SILENT_AFTER => {
+            Stream::Live { heard } if self.is_watched() && now >= heard + SILENT_AFTER => {
                 self.set_stream(Stream::Silent { since: now });
                 // What waits would come as a surprise when the guest wakes up.
                 self.line.forget_input();
@@ -372,7 +372,7 @@ impl Hub {
         let (was, is) = (self.stream.is_interrupted(), stream.is_interrupted());
         if let (Stream::Opening { .. } | Stream::Down, Stream::Live { .. }) = (self.stream, stream) {
             // Another encoder: its pictures do not follow from those before.
-            self.viewers.values_mut().for_each(Viewer::interrupt);
+            self.interrupt();
         }
         self.stream = stream;
         if was != is {
@@ -380,7 +380,11 @@ impl Hub {
                 self.parts.metrics.interrupted();
             }
             tracing::info!(session.id = %self.session, interrupted = is, "desktop's picture changed");
-            self.say_all(&ToViewer::Interrupted { interrupted: is });
+            let word = ToViewer::Interrupted { interrupted: is };
+            self.viewers
+                .values()
+                .filter(|viewer| viewer.takes_pictures())
+                .for_each(|viewer| viewer.seat.say(&word));
         }
     }
 
@@ -408,7 +412,7 @@ impl Hub {
             let tallied = viewer.seat.tally(now);
             viewer.probe.used(tallied.kbps, now);
             // A keyframe that was asked for and never came is asked for again.
-            if viewer.seat.needs_key() {
+            if viewer.takes_pictures() && viewer.seat.needs_key() {
                 viewer.patience.want();
             }
             viewer.seat.say(&ToViewer::Stats(HubStats {
@@ -429,11 +433,24 @@ impl Hub {
     fn follow_rate(&mut self) {
         let followed = match self.control.kept() {
             Some(_) => None,
-            None => self.controlling().or_else(|| self.viewers.values().next()),
+            None => {
+                let showing = || self.viewers.values().filter(|viewer| viewer.takes_pictures());
+                self.controlling().filter(|viewer| viewer.takes_pictures()).or_else(|| showing().next())
+            }
         };
         if let Some(kbps) = followed.and_then(Viewer::estimate_kbps) {
             self.rate.follow(kbps);
         }
+    }
+
+    /// Whether somebody gets pictures of this stream.
+    fn is_watched(&self) -> bool {
+        self.viewers.values().any(Viewer::takes_pictures)
+    }
+
+    /// What comes next does not follow from what viewers have.
+    fn interrupt(&mut self) {
+        self.viewers.values_mut().filter(|viewer| viewer.takes_pictures()).for_each(Viewer::interrupt);
     }
 
     /// Whether nobody has watched for so long that nobody will come again.

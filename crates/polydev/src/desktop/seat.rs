@@ -8,7 +8,10 @@ use std::{
 };
 
 use polydev_core::desktop::{Frame, InputEvent};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -44,6 +47,8 @@ pub(super) struct Seat {
     frames: Mutex<Down<Latest>>,
     words: Mutex<Down<Words>>,
     inbox: Mutex<Inbox>,
+    /// Whether the viewer is in control, for a transport that acts on the guest itself.
+    control: watch::Sender<bool>,
     tally: Mutex<Tally>,
     metrics: Arc<Metrics>,
     /// Wakes the hub.
@@ -68,11 +73,15 @@ pub(super) struct Heard {
     pub(super) asked: VecDeque<Asked>,
     pub(super) keyframe: bool,
     pub(super) estimate: Option<u32>,
+    /// Its connection stands, if it did not from the beginning.
+    pub(super) arrived: bool,
     pub(super) left: bool,
 }
 
 struct Inbox {
     heard: Heard,
+    /// When the viewer's side last gave a sign of life.
+    alive: Instant,
     words: usize,
     /// An event that lets something go may be among those that were refused.
     lost_release: bool,
@@ -149,12 +158,14 @@ impl Seat {
             words: Mutex::new(Down { waiting: Words::new(), ended: false }),
             inbox: Mutex::new(Inbox {
                 heard: Heard::default(),
+                alive: now,
                 words: 0,
                 lost_release: false,
                 inputs: Bucket::new(INPUTS_PER_SECOND, INPUTS_BURST, now),
                 talk: Bucket::new(WORDS_PER_SECOND, WORDS_BURST, now),
                 refused: [None; Refusal::ALL.len()],
             }),
+            control: watch::Sender::new(false),
             tally: Mutex::new(Tally::new(now)),
             metrics,
             hub,
@@ -233,6 +244,19 @@ impl Seat {
         self.hub.notify_one();
     }
 
+    pub(super) fn sign_of_life(&self, now: Instant) {
+        lock(&self.inbox).alive = now;
+    }
+
+    pub(super) fn arrived(&self) {
+        lock(&self.inbox).heard.arrived = true;
+        self.hub.notify_one();
+    }
+
+    pub(super) fn watch_control(&self) -> watch::Receiver<bool> {
+        self.control.subscribe()
+    }
+
     pub(super) fn want_keyframe(&self) {
         lock(&self.inbox).heard.keyframe = true;
         self.hub.notify_one();
@@ -286,6 +310,14 @@ impl Seat {
     }
 
     // What the hub calls.
+
+    pub(super) fn alive_at(&self) -> Instant {
+        lock(&self.inbox).alive
+    }
+
+    pub(super) fn set_control(&self, is_in_control: bool) {
+        self.control.send_replace(is_in_control);
+    }
 
     pub(super) fn show(&self, frame: Arc<Frame>, arrived: Instant, age: Option<Duration>) -> Pushed {
         let pushed = lock(&self.frames).waiting.push(frame, arrived, age);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use polydev_core::desktop::{Frame, InputEvent, TEXT_MAX};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     FrameQueue, WordQueue,
@@ -21,17 +21,36 @@ pub enum Lane {
     WebRtc,
     /// A WebSocket.
     WebSocket,
+    /// RFB from the guest's own VNC server: neither pictures nor input pass the hub, who is in control does.
+    Vnc,
 }
 
 impl Lane {
     /// Every lane.
-    pub const ALL: [Self; 2] = [Self::WebRtc, Self::WebSocket];
+    pub const ALL: [Self; 3] = [Self::WebRtc, Self::WebSocket, Self::Vnc];
 
     /// As it is written in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::WebRtc => "webrtc",
             Self::WebSocket => "websocket",
+            Self::Vnc => "vnc",
+        }
+    }
+
+    /// Whether the hub's pictures go this way.
+    pub(super) fn takes_pictures(self) -> bool {
+        match self {
+            Self::WebRtc | Self::WebSocket => true,
+            Self::Vnc => false,
+        }
+    }
+
+    /// Whether who joins is there already; else [`ViewerLink::arrived`] has to follow.
+    pub(super) fn stands_when_joined(self) -> bool {
+        match self {
+            Self::WebSocket | Self::Vnc => true,
+            Self::WebRtc => false,
         }
     }
 }
@@ -100,6 +119,29 @@ impl ViewerLink {
             ) => self.seat.ask(words),
             Err(_) => self.seat.refuse(Refusal::BadMessage),
         }
+    }
+
+    /// The connection stands: from now on the viewer counts, and may have the control. Needed once, and of lanes only that
+    /// are joined before they are connected.
+    pub fn arrived(&self) {
+        self.seat.arrived();
+    }
+
+    /// Something came from the viewer's side, be it an answer to a ping only. A viewer in control that gives no such sign
+    /// gives way to another one that asks.
+    pub fn sign_of_life(&self) {
+        self.seat.sign_of_life(Instant::now());
+    }
+
+    /// Whether the viewer is in control, for a lane whose input does not pass the hub: it has to hold back whatever comes
+    /// without, and to let go what is held when this becomes false.
+    pub fn watch_control(&self) -> watch::Receiver<bool> {
+        self.seat.watch_control()
+    }
+
+    /// Something that the viewer did was held back, as it is not in control.
+    pub fn held_back(&self) {
+        self.seat.refuse(Refusal::ViewOnly);
     }
 
     /// The viewer cannot go on without a keyframe (RTCP PLI or FIR, or a picture that was lost for good).

@@ -6,13 +6,15 @@
 //!   '----- UDP or TCP packets ----- Net -------'  '-- Routes: by ICE name, then by address
 //! ```
 //! The endpoint lives on a thread of its own, so that neither a busy API delays a packet nor a handshake the API. Each
-//! viewer is one task there and owns its session. The page's ICE does all the work (the endpoint is ICE lite): it never
-//! sends to an address from which no verified request came.
+//! viewer is one task there and owns its session. The endpoint is told of no address of the page: its ICE checks
+//! those only that verified requests came from, and sends nothing else to an address before a check of it was answered.
 
 mod addresses;
 mod clock;
 mod framing;
 mod guarded;
+#[cfg(test)]
+mod loss;
 mod net;
 mod offer;
 mod pace;
@@ -27,7 +29,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use polydev_core::ids::SessionId;
@@ -349,7 +351,7 @@ impl Endpoint {
         let (commands, asked) = mpsc::channel(1);
         let key = shared.routes.add(inbox);
         let routes = Arc::clone(&shared.routes);
-        let session_of_viewer = Session::new(rtc, pace, key, link, net, routes);
+        let session_of_viewer = Session::new(rtc, pace, key, link, net, routes, Instant::now());
         let stop = self.stop.child_token();
         {
             let mut table = shared.table();

@@ -40,7 +40,9 @@ impl Scene {
     }
 
     async fn join_by(&self, wish: Role, lane: Lane) -> Guest {
-        Guest(self.app.app.desktops.join(self.id, wish, lane).await.unwrap())
+        let joined = self.app.app.desktops.join(self.id, wish, lane).await.unwrap();
+        joined.link.arrived();
+        Guest(joined)
     }
 
     async fn rejoin(&self, token: &str) -> Guest {
@@ -216,6 +218,39 @@ async fn what_is_held_is_let_go_when_the_connection_is_lost_and_the_control_wait
     let stranger =
         scene.app.app.desktops.rejoin(scene.id, "0123456789abcdef0123456789abcdef", Lane::WebRtc).await;
     assert!(matches!(stranger, Err(JoinError::UnknownViewer)));
+}
+
+#[tokio::test]
+async fn a_silent_viewer_in_control_gives_way_to_one_that_asks() {
+    let scene = Scene::new().await;
+    let mut silent = scene.join(Role::Control).await;
+    let mut asking = scene.join(Role::Control).await;
+    silent.word("hello").await;
+    asking.says(json!({ "type": "requestControl" }));
+    assert_eq!(silent.word("controlRequested").await["viewer"], 2);
+    assert_eq!(asking.word("role").await["role"], "control", "without an answer");
+    assert_eq!(silent.word("role").await["role"], "view");
+    // It was there all the same, and asks in its turn: the other one is alive.
+    asking.0.link.sign_of_life();
+    silent.says(json!({ "type": "requestControl" }));
+    assert_eq!(asking.word("controlRequested").await["viewer"], 1);
+    asking.does(&click(6));
+    scene.injected(&click(6)).await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_never_connects_neither_has_nor_waits_for_the_control() {
+    let scene = Scene::new().await;
+    let desktops = &scene.app.app.desktops;
+    let never = desktops.join(scene.id, Role::Control, Lane::WebRtc).await.unwrap();
+    let mut second = scene.join(Role::Control).await;
+    let hello = second.word("hello").await;
+    assert_eq!((&hello["role"], &hello["viewers"]), (&json!("control"), &json!(1)));
+    let mut late = scene.join_by(Role::Control, Lane::WebRtc).await;
+    assert_eq!(late.word("hello").await["role"], "view");
+    second.says(json!({ "type": "releaseControl" }));
+    assert_eq!(late.word("role").await["role"], "control", "nobody waits before it");
+    drop(never);
 }
 
 #[tokio::test]

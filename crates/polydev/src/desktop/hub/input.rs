@@ -22,7 +22,11 @@ impl Hub {
         for viewer in here {
             let Some(speaking) = self.viewers.get_mut(&viewer) else { continue };
             let heard = speaking.seat.hear();
-            if heard.keyframe {
+            if heard.arrived {
+                self.arrive(viewer);
+            }
+            let Some(speaking) = self.viewers.get_mut(&viewer) else { continue };
+            if heard.keyframe && speaking.takes_pictures() {
                 speaking.patience.want();
             }
             if let Some(kbps) = heard.estimate {

@@ -29,6 +29,8 @@ const TOKEN_BYTES: usize = 16;
 pub(super) struct Viewer {
     pub(super) seat: Arc<Seat>,
     pub(super) may_control: bool,
+    /// Its connection stands.
+    here: bool,
     pub(super) patience: Patience,
     /// What its transport says that its path takes.
     pub(super) estimate: Option<u32>,
@@ -49,7 +51,15 @@ pub(super) struct Away {
 impl Viewer {
     fn new(seat: Arc<Seat>, may_control: bool, max_kbps: u32) -> Self {
         let probe = Probe::new(max_kbps, Instant::now());
-        Self { seat, may_control, patience: Patience::default(), estimate: None, probe, size: None }
+        Self {
+            seat,
+            may_control,
+            here: false,
+            patience: Patience::default(),
+            estimate: None,
+            probe,
+            size: None,
+        }
     }
 
     /// What its path is thought to take, kbit/s.
@@ -57,7 +67,12 @@ impl Viewer {
         match self.seat.lane {
             Lane::WebRtc => self.estimate,
             Lane::WebSocket => Some(self.estimate.unwrap_or(self.probe.estimate())),
+            Lane::Vnc => None,
         }
+    }
+
+    pub(super) fn takes_pictures(&self) -> bool {
+        self.seat.lane.takes_pictures()
     }
 
     /// It was too slow and needs a keyframe.
@@ -79,8 +94,9 @@ impl Hub {
         self.last_viewer += 1;
         let (viewer, may_control) = (self.last_viewer, wish == Role::Control);
         let joined = self.seat(viewer, may_control, lane, new_token()?);
-        self.change_control(|control| control.join(viewer, may_control));
-        self.welcome(viewer);
+        if lane.stands_when_joined() {
+            self.arrive(viewer);
+        }
         Ok(joined)
     }
 
@@ -95,9 +111,19 @@ impl Hub {
         self.check_room(Some(self.away[at].viewer))?;
         let Away { viewer, token, may_control, since: _ } = self.away.swap_remove(at);
         let joined = self.seat(viewer, may_control, lane, token);
-        self.change_control(|control| control.rejoin(viewer, may_control));
-        self.welcome(viewer);
+        if lane.stands_when_joined() {
+            self.arrive(viewer);
+        }
         Ok(joined)
+    }
+
+    /// A viewer's connection stands. One that never gets that far neither has nor waits for the control.
+    pub(super) fn arrive(&mut self, viewer: u32) {
+        let Some(arriving) = self.viewers.get_mut(&viewer).filter(|viewer| !viewer.here) else { return };
+        arriving.here = true;
+        let may_control = arriving.may_control;
+        self.change_control(|control| control.join(viewer, may_control));
+        self.welcome(viewer);
     }
 
     /// A viewer's connection is gone.
@@ -109,25 +135,34 @@ impl Hub {
         if self.away.len() == AWAY_MAX {
             self.away.remove(0);
         }
-        let token = left.seat.token.clone();
+        let (token, alive) = (left.seat.token.clone(), left.seat.alive_at());
+        let was_watched = left.takes_pictures();
         self.away.push(Away { viewer, token, may_control: left.may_control, since: now });
-        self.change_control(|control| control.lost(viewer, now));
+        self.change_control(|control| control.lost(viewer, alive, now));
         self.tell_viewers();
+        if was_watched && !self.is_watched() {
+            self.tell(ToDesktop::Watch(false));
+        }
         if self.viewers.is_empty() {
             self.empty_since = Some(now);
-            self.tell(ToDesktop::Watch(false));
         }
         tracing::debug!(session.id = %self.session, viewer, viewers = self.viewers.len(), "viewer left");
     }
 
     pub(super) fn control_at(&mut self, now: Instant) {
         self.away.retain(|away| now.duration_since(away.since) < COME_AGAIN);
-        self.change_control(|control| control.at(now));
+        let alive = self.holder_alive();
+        self.change_control(|control| control.at(now, alive));
+    }
+
+    /// When the viewer in control last gave a sign of life.
+    pub(super) fn holder_alive(&self) -> Option<Instant> {
+        self.controlling().map(|viewer| viewer.seat.alive_at())
     }
 
     pub(super) fn ask_for_control(&mut self, viewer: u32) {
-        let mut answer = Asked::Never;
-        self.change_control(|control| answer = control.ask(viewer));
+        let (mut answer, alive) = (Asked::Never, self.holder_alive());
+        self.change_control(|control| answer = control.ask(viewer, Instant::now(), alive));
         let Some(asking) = self.viewers.get(&viewer) else { return };
         match answer {
             Asked::Granted => asking.seat.say(&ToViewer::Role { role: Role::Control }),
@@ -162,10 +197,12 @@ impl Hub {
         if let Some(before) = before {
             self.let_go();
             if let Some(before) = self.viewers.get(&before) {
+                before.seat.set_control(false);
                 before.seat.say(&ToViewer::Role { role: Role::View });
             }
         }
         if let Some(after) = after.and_then(|after| self.viewers.get(&after)) {
+            after.seat.set_control(true);
             after.seat.say(&ToViewer::Role { role: Role::Control });
             if let Some(size) = after.size {
                 self.resizing.want(size, Instant::now());
@@ -186,15 +223,15 @@ impl Hub {
     fn seat(&mut self, viewer: u32, may_control: bool, lane: Lane, token: Zeroizing<String>) -> Joined {
         let seat = new_seat(self, viewer, lane, token);
         self.parts.metrics.came(lane);
-        let first = self.viewers.is_empty();
+        let first = lane.takes_pictures() && !self.is_watched();
         let mut here = Viewer::new(Arc::clone(&seat), may_control, self.parts.settings.max_kbps);
         // With `watch` a keyframe comes by itself.
-        if !first {
+        if !first && lane.takes_pictures() {
             here.patience.want();
         }
         self.viewers.insert(viewer, here);
+        self.empty_since = None;
         if first {
-            self.empty_since = None;
             self.stats_due = Instant::now() + super::STATS_EVERY;
             if self.is_live() {
                 self.stream = Stream::Live { heard: Instant::now() };
@@ -219,7 +256,7 @@ impl Hub {
             height,
             clipboard: self.parts.settings.clipboard,
         });
-        if self.stream.is_interrupted() {
+        if self.stream.is_interrupted() && here.takes_pictures() {
             here.seat.say(&ToViewer::Interrupted { interrupted: true });
         }
         if let Some(cursor) = &self.cursor {
@@ -238,7 +275,7 @@ impl Hub {
     }
 
     fn count(&self) -> u32 {
-        u32::try_from(self.viewers.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.viewers.values().filter(|viewer| viewer.here).count()).unwrap_or(u32::MAX)
     }
 }
 

@@ -22,7 +22,10 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 
-use super::routes::{Packet, Routes};
+use super::{
+    routes::{Packet, Routes},
+    session::Wire,
+};
 
 /// Tries to find a port that is free for UDP and TCP.
 const PORT_TRIES: usize = 32;
@@ -91,23 +94,8 @@ pub(super) struct Connection {
     pub(super) waiting: Arc<AtomicUsize>,
 }
 
-impl Net {
-    /// Must be called inside the runtime that is to serve the sockets.
-    pub(super) fn open(bound: Bound) -> io::Result<(Arc<Self>, tokio::net::TcpListener)> {
-        let Bound { udp, state, tcp, address } = bound;
-        let net = Self {
-            udp: AsyncUdpSocket::from_std(udp)?,
-            state,
-            local: address,
-            waiting: Mutex::default(),
-            waits: Notify::new(),
-            connections: Mutex::default(),
-        };
-        Ok((Arc::new(net), tokio::net::TcpListener::from_std(tcp)?))
-    }
-
-    /// Sends what a viewer's session wants sent.
-    pub(super) fn send(&self, transmit: Transmit) {
+impl Wire for Net {
+    fn send(&self, transmit: Transmit) {
         let destination = transmit.destination;
         if transmit.proto == Protocol::Udp {
             let contents = transmit.contents.into();
@@ -124,13 +112,28 @@ impl Net {
         }
     }
 
-    /// Whether so much waits on the way to `remote` that a further picture would only make everything later.
-    pub(super) fn is_congested(&self, protocol: Protocol, remote: SocketAddr) -> bool {
+    fn is_congested(&self, protocol: Protocol, remote: SocketAddr) -> bool {
         if protocol == Protocol::Udp {
             return !lock(&self.waiting).is_empty();
         }
         let waiting = |connection: &Connection| connection.waiting.load(Ordering::Acquire);
         lock(&self.connections).get(&remote).is_some_and(|connection| waiting(connection) > CONGESTED)
+    }
+}
+
+impl Net {
+    /// Must be called inside the runtime that is to serve the sockets.
+    pub(super) fn open(bound: Bound) -> io::Result<(Arc<Self>, tokio::net::TcpListener)> {
+        let Bound { udp, state, tcp, address } = bound;
+        let net = Self {
+            udp: AsyncUdpSocket::from_std(udp)?,
+            state,
+            local: address,
+            waiting: Mutex::default(),
+            waits: Notify::new(),
+            connections: Mutex::default(),
+        };
+        Ok((Arc::new(net), tokio::net::TcpListener::from_std(tcp)?))
     }
 
     /// A TCP connection can take packets.

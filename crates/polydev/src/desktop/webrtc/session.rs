@@ -1,7 +1,8 @@
 //! One viewer's WebRTC session: the library's state machine, and the task that owns it.
 //!
 //! Each input to the library is followed by taking out everything it has to say, before anything else is put in. Nothing
-//! in between waits: datagrams leave by [`Net`], which never does, and the hub's link never does either.
+//! in between waits: datagrams leave by a [`Wire`], which never does, and the hub's link never does either. Time is an
+//! input here.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +18,7 @@ use str0m::{
     crypto::{CryptoProvider, dtls::DtlsCert},
     format::PayloadParams,
     media::{Direction, MediaKind, MediaTime, Mid},
-    net::{Protocol, Receive},
+    net::{Protocol, Receive, Transmit},
     rtp::{Extension, ExtensionMap},
 };
 
@@ -25,7 +26,6 @@ use super::{
     super::{Outgoing, ViewerLink, talk::WORDS_MAX},
     clock::MediaClock,
     guarded::{Panicked, guarded},
-    net::Net,
     offer::is_wanted,
     pace::{Pace, Pacing},
     routes::{Packet, Routes, ViewerKey},
@@ -74,13 +74,16 @@ impl Identity {
     }
 
     /// A session that has seen no offer yet.
+    ///
+    /// It takes a full part in ICE (RFC 8445) although an ICE-lite agent would be reached as well: towards a lite one,
+    /// Chromium names the pair to use round trips after it works, and until then no encryption begins. Besides, a full
+    /// agent sends pictures only where its own check was answered, so no forged source address draws them.
     pub(super) fn new_rtc(&self, pace: &Pace) -> Rtc {
         let mut extensions = ExtensionMap::empty();
         EXTENSIONS.into_iter().for_each(|(id, extension)| extensions.set(id, extension));
         let mut config = RtcConfig::new()
             .set_crypto_provider(Arc::clone(&self.crypto))
             .set_dtls_cert(self.certificate.clone())
-            .set_ice_lite(true)
             .clear_codecs()
             .set_extension_map(extensions)
             .enable_bwe(Some(pace.estimate()))
@@ -114,12 +117,20 @@ pub(super) enum Ended {
     Panicked(#[from] Panicked),
 }
 
+/// The way out to pages.
+pub(super) trait Wire: Send + Sync {
+    /// Sends at once or not at all.
+    fn send(&self, transmit: Transmit);
+    /// Whether so much waits on the way to `remote` that a further picture would only make everything later.
+    fn is_congested(&self, protocol: Protocol, remote: SocketAddr) -> bool;
+}
+
 /// One viewer's session.
 pub(super) struct Session {
     rtc: Rtc,
     key: ViewerKey,
     link: ViewerLink,
-    net: Arc<Net>,
+    net: Arc<dyn Wire>,
     routes: Arc<Routes>,
     pace: Pace,
     clock: MediaClock,
@@ -161,8 +172,9 @@ impl Session {
         pace: Pace,
         key: ViewerKey,
         link: ViewerLink,
-        net: Arc<Net>,
+        net: Arc<dyn Wire>,
         routes: Arc<Routes>,
+        now: Instant,
     ) -> Self {
         Self {
             rtc,
@@ -172,7 +184,7 @@ impl Session {
             routes,
             pace,
             clock: MediaClock::default(),
-            reach: Reach::Connecting(Instant::now()),
+            reach: Reach::Connecting(now),
             picture: None,
             channels: Vec::new(),
             words_room: true,
@@ -209,9 +221,10 @@ impl Session {
             }
             self.routes.verified(self.key, remote);
         }
+        self.link.sign_of_life();
         self.put(input)?;
         if is_feedback(&packet.data)
-            && let Some(pacing) = self.pace.heard(Instant::now())
+            && let Some(pacing) = self.pace.heard(packet.received)
         {
             self.apply(pacing)?;
         }
@@ -227,18 +240,18 @@ impl Session {
     }
 
     /// Takes out everything the library has to say. Gives when [`Session::tick`] has to be called.
-    pub(super) fn drain(&mut self) -> Result<Instant, Ended> {
+    pub(super) fn drain(&mut self, now: Instant) -> Result<Instant, Ended> {
         loop {
             match guarded(|| self.rtc.poll_output())? {
                 Ok(Output::Timeout(at)) => {
                     let is_estimator = self.rtc.last_timeout_reason() == Reason::BweDelayControl;
-                    return Ok(self.pace.wake(Instant::now(), at, is_estimator));
+                    return Ok(self.pace.wake(now, at, is_estimator));
                 }
                 Ok(Output::Transmit(transmit)) => {
                     self.path = Some((transmit.proto, transmit.destination));
                     self.net.send(transmit);
                 }
-                Ok(Output::Event(event)) => self.heed(event)?,
+                Ok(Output::Event(event)) => self.heed(event, now)?,
                 Err(error) => return Err(protocol(&error)),
             }
         }
@@ -270,12 +283,11 @@ impl Session {
     }
 
     /// Sends a picture.
-    pub(super) fn show(&mut self, frame: &Frame) -> Result<(), Ended> {
+    pub(super) fn show(&mut self, frame: &Frame, now: Instant) -> Result<(), Ended> {
         let Some(picture) = self.picture else { return Ok(()) };
-        let now = Instant::now();
         if let Some(pacing) = self.pace.sending(now, frame.data.len()) {
             self.apply(pacing)?;
-            self.drain()?;
+            self.drain(now)?;
         }
         let time = self.clock.time(frame.captured_us, now);
         let Some(writer) = self.rtc.writer(picture.mid) else { return Ok(()) };
@@ -311,11 +323,11 @@ impl Session {
     }
 
     /// Says good-bye to the page.
-    pub(super) fn close(&mut self) {
+    pub(super) fn close(&mut self, now: Instant) {
         let closed = guarded(|| self.rtc.close());
         if matches!(closed, Ok(Ok(()))) {
             // What it says to that is of no interest any more.
-            let _ = self.drain();
+            let _ = self.drain(now);
         }
     }
 
@@ -351,13 +363,13 @@ impl Session {
         Ok(())
     }
 
-    fn heed(&mut self, event: Event) -> Result<(), Ended> {
+    fn heed(&mut self, event: Event, now: Instant) -> Result<(), Ended> {
         match event {
             Event::Connected => self.connected(),
             Event::IceConnectionStateChange(IceConnectionState::Disconnected)
                 if self.reach == Reach::Connected =>
             {
-                self.reach = Reach::Lost(Instant::now());
+                self.reach = Reach::Lost(now);
                 self.let_go();
             }
             Event::IceConnectionStateChange(
@@ -374,7 +386,7 @@ impl Session {
             Event::KeyframeRequest(_) => self.link.keyframe_wanted(),
             // Pages without transport-wide feedback send their own estimate (REMB).
             Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. } | BweKind::Remb { estimate, .. }) => {
-                if let Some(estimate) = self.pace.estimated(Instant::now(), estimate) {
+                if let Some(estimate) = self.pace.estimated(now, estimate) {
                     self.link.estimate(kbps(estimate));
                 }
             }
@@ -395,6 +407,7 @@ impl Session {
 
     fn connected(&mut self) {
         self.reach = Reach::Connected;
+        self.link.arrived();
         self.link.estimate(kbps(self.pace.estimate()));
     }
 

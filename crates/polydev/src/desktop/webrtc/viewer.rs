@@ -51,7 +51,7 @@ impl Viewer {
                 Ok(()) => {}
                 Err(ended) => {
                     if !matches!(ended, Ended::Panicked(_)) {
-                        self.session.close();
+                        self.session.close(Instant::now());
                     } else {
                         tracing::error!(session.id = %id, "the WebRTC library failed; the viewer has to connect again");
                     }
@@ -68,14 +68,14 @@ impl Viewer {
 
     /// One input to the session, and all its outputs.
     async fn step(&mut self) -> Result<(), Ended> {
-        let mut at = self.session.drain()?;
+        let mut at = self.session.drain(Instant::now())?;
         for round in 0.. {
             let now = Instant::now();
             if at > now {
                 break;
             }
             self.session.tick(now)?;
-            at = self.session.drain()?;
+            at = self.session.drain(now)?;
             if round >= ROUNDS {
                 tokio::task::yield_now().await;
                 break;
@@ -102,7 +102,7 @@ impl Viewer {
             Some(packet) = self.packets.recv() => self.session.receive(&packet),
             Some(command) = self.commands.recv() => self.renegotiate(command),
             frame = self.frames.next(), if takes_pictures => match frame {
-                Some(frame) => self.session.show(&frame),
+                Some(frame) => self.session.show(&frame, Instant::now()),
                 None => Err(Ended::Desktop),
             },
             word = self.words.next(), if self.session.takes_words() => match word {
