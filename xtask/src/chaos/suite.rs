@@ -4,6 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -12,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use polydev_core::ids::{Slot, VmId};
 use polydev_host::SeenVm;
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 use super::{
@@ -129,8 +134,17 @@ impl Suite {
     }
 
     fn all(&mut self) -> Result<()> {
+        // Whoever interrupts it has what it found so far, and nothing is left on the machine.
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("watch for signals")?;
+        }
         self.rehearse()?;
-        while self.report.kills() < self.options.kills && self.report.fault_count() < FAULTS_MAX {
+        let goes_on = |suite: &Self| {
+            let few = suite.report.kills() < suite.options.kills && suite.report.fault_count() < FAULTS_MAX;
+            few && !interrupted.load(Ordering::Relaxed)
+        };
+        while goes_on(self) {
             let kill = self.next_kill();
             self.round(&kill)?;
             let kills = self.report.kills();
