@@ -1,8 +1,9 @@
 //! `xtask chaos`: kills the manager of VMs between any two steps and looks at what is left.
 //!
-//! The manager runs as a process of its own and dies by SIGKILL, at each failpoint in turn and at random times, while
-//! several callers create, hibernate, resume and destroy VMs by a plan that a seed repeats. The next manager is told
-//! which VMs are wanted; afterwards these must run on as the same processes, and nothing else may be left.
+//! The manager is `polydev host`, built with failpoints and driven over its socket by the product's own client. It dies
+//! by SIGKILL, at each failpoint in turn and at random times, while several callers create, hibernate, resume and destroy
+//! VMs by a plan that a seed repeats. The next manager is told which VMs are wanted; afterwards these must run on as the
+//! same processes, and nothing else may be left.
 
 mod caller;
 mod machine;
@@ -10,7 +11,6 @@ mod manager;
 mod options;
 mod orphans;
 mod report;
-mod serve;
 mod suite;
 mod track;
 
@@ -21,7 +21,8 @@ use anyhow::{Context as _, Result, bail};
 pub(crate) use self::options::Options;
 use self::{report::Report, suite::Suite};
 
-/// Runs the suite, prints its table and writes its JSON. Anything lost, left or used twice is an error.
+/// Runs the suite, prints its table and writes its JSON. Anything lost, left or used twice is an error, and so is a
+/// failpoint that nothing was killed at when there were kills enough for each, or when it was asked for.
 pub(crate) fn chaos(arguments: &[String]) -> Result<()> {
     let options = Options::read(arguments)?;
     let report = Suite::new(&options)?.run()?;
@@ -39,12 +40,6 @@ fn verdict(report: &Report) -> Result<()> {
         return Ok(());
     }
     bail!("{} faults:\n  {}", faults.len(), faults.join("\n  "));
-}
-
-/// Entry of the manager's process.
-pub(crate) fn manage(arguments: &[String]) -> Result<()> {
-    let [file] = arguments else { bail!("usage: chaos-manager CONFIG") };
-    serve::serve(Path::new(file))
 }
 
 /// Entry of a VM's process under the driver `fake`.

@@ -140,6 +140,27 @@ pub(crate) fn controller(profile: Profile) -> Result<PathBuf> {
     })
 }
 
+/// Builds `polydev` as the chaos suite kills it, unless `XTASK_CHAOS_BINARY` names one. It lies where nobody takes it for
+/// the one without failpoints.
+#[cfg(feature = "chaos")]
+pub(crate) fn controller_with_failpoints() -> Result<PathBuf> {
+    if let Some(built) = std::env::var_os("XTASK_CHAOS_BINARY") {
+        return Ok(built.into());
+    }
+    step("build polydev with failpoints", || {
+        if !repo::root().join("web/dist").exists() {
+            web()?;
+        }
+        prepare(cargo().args(["build", "-p", "polydev", "--features", "chaos"]))?;
+        let place = repo::target_dir().join("chaos");
+        fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+        let (built, place) = (repo::target_dir().join("debug/polydev"), place.join("polydev"));
+        let moved = fs::rename(&built, &place);
+        moved.with_context(|| format!("move {} to {}", built.display(), place.display()))?;
+        Ok(place)
+    })
+}
+
 /// Builds the golden image unless it is in the cache already.
 pub(crate) fn image(profile: Profile) -> Result<()> {
     let guest = guest()?;

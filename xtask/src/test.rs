@@ -44,6 +44,8 @@ pub(crate) fn test() -> Result<()> {
     })?;
     step("Rust documentation tests", || run(cargo().args(["test", "--workspace", "--doc", "--quiet"])))?;
     chaos(&guest)?;
+    // The suite took away the one it built.
+    let polydev = compile::controller(Profile::Dev)?;
     e2e(&polydev, &guest, &[])?;
     step("nothing is left behind", || Machine::must_be_clean_since(&before))?;
     eprintln!("\nall tests passed in {}", seconds(started.elapsed()));
@@ -128,6 +130,9 @@ fn chaos(guest: &Guest) -> Result<()> {
             run(suite.env("XTASK_GUEST_DIR", guest_dir).env(MARK, mark()))
         })?;
     }
+    step("tests of the chaos suite", || {
+        run(cargo().args(["test", "--package", "xtask", "--features", "chaos", "--quiet", "chaos::"]))
+    })?;
     step("rules of the chaos suite", || {
         run(cargo().args([
             "clippy",

@@ -21,6 +21,9 @@ pub enum DriverChoice {
     #[cfg(feature = "chaos")]
     #[serde(rename = "firecracker-toy")]
     FirecrackerToy,
+    /// Processes that serve a fake agent.
+    #[cfg(feature = "chaos")]
+    Fake,
 }
 
 /// Measures by which one more VM is admitted or refused.

@@ -1,9 +1,9 @@
-//! Named places between two steps at which the chaos suite kills this process. Compiled to nothing without the
-//! feature `chaos`.
+//! Named places between two steps at which the chaos suite kills this process: `polydev host`, when it is built with the
+//! feature `chaos`. Without it they are compiled to nothing.
 //!
 //! ```text
-//! POLYDEV_FAILPOINT=NAME[:NTH]     the process kills itself at the NTH time (the first, unless told) it gets to NAME
-//! POLYDEV_FAILPOINT_LOG=FILE       every place it gets to is appended to FILE, one name a line
+//! XTASK_FAILPOINT=NAME[:NTH]     the process kills itself at the NTH time (the first, unless told) it gets to NAME
+//! XTASK_FAILPOINT_LOG=FILE       every place it gets to is appended to FILE, one name a line
 //! ```
 //!
 //! Names are `area/step`, where the step says what has been or is about to be done: `create/before-record`.
@@ -30,8 +30,8 @@ mod armed {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    const TRAP_VARIABLE: &str = "POLYDEV_FAILPOINT";
-    const LOG_VARIABLE: &str = "POLYDEV_FAILPOINT_LOG";
+    const TRAP_VARIABLE: &str = "XTASK_FAILPOINT";
+    const LOG_VARIABLE: &str = "XTASK_FAILPOINT_LOG";
 
     static TRAP: LazyLock<Option<Trap>> = LazyLock::new(|| Trap::parse(&env::var(TRAP_VARIABLE).ok()?));
     static LOG: LazyLock<Option<File>> =

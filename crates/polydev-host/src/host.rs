@@ -200,8 +200,7 @@ impl Host {
     /// Probes the driver and opens the image. Touches no VM.
     pub async fn open(config: HostConfig, egress: Arc<dyn EgressHandler>) -> Result<Self, HostError> {
         #[cfg(feature = "chaos")]
-        if config.driver == crate::DriverChoice::FirecrackerToy {
-            let driver = crate::driver::firecracker::toy::driver(&config)?;
+        if let Some(driver) = crate::driver::chaos::without_image(&config)? {
             return Self::with_driver(config, egress, driver);
         }
         let image = GoldenImage::current(&config.image_dir)?;

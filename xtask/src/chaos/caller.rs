@@ -1,90 +1,26 @@
-//! One side of the line to the manager: requests and answers, one JSON value a line.
+//! One who asks: the product's own client of a host process, for threads that wait for the answers.
 
-use std::{
-    collections::BTreeSet,
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
-    path::Path,
-    time::Duration,
+use std::{collections::HashSet, fmt::Display, time::Duration};
+
+use polydev_core::{
+    ids::{Slot, UserId, VmId},
+    wire::{FileGet, FilePut, Identity, Reply, Request, files::FileBytes},
 };
+use polydev_host::{CreateVm, HostError, HostStatus, SeenVm, VmKind, WarmPlan, remote::RemoteHost};
+use tokio::{runtime::Handle, time};
 
-use polydev_core::ids::{Slot, UserId, VmId};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use super::machine::ProcessId;
 
-/// What a manager is asked.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Ask {
-    /// Answers with the id for a browser VM.
-    Draw,
-    Create {
-        id: VmId,
-        user: Option<UserId>,
-    },
-    Hibernate {
-        id: VmId,
-    },
-    Resume {
-        id: VmId,
-    },
-    Destroy {
-        id: VmId,
-    },
-    List,
-    Reclaim {
-        wanted: BTreeSet<VmId>,
-    },
-    /// Has the agent write the marker file.
-    Put {
-        id: VmId,
-        text: String,
-    },
-    /// Has the agent read the marker file.
-    Get {
-        id: VmId,
-    },
-    /// Has the agent run something; answers with the guest's boot id.
-    Ping {
-        id: VmId,
-    },
-    /// Makes what lets VMs start fast.
-    Prepare,
-    /// How many browser VMs are to be held ready.
-    Warm {
-        high: usize,
-    },
-    /// No new VMs, none held ready.
-    Drain,
-    /// The manager is to end in order. The line may end before the answer.
-    End,
-    Status,
-}
-
-/// A VM in the answer to [`Ask::List`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Listed {
-    pub(crate) id: VmId,
-    pub(crate) slot: Slot,
-    pub(crate) running: bool,
-}
-
-/// The answer to [`Ask::Status`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Status {
-    pub(crate) slots_used: usize,
-}
-
-/// An answer on the line.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
-    Done(serde_json::Value),
-    Refused(String),
-}
+const MARKER: &str = ".config/chaos.txt";
+const RUN_LIMIT_MS: u64 = 30_000;
+const DESKTOP_PX: (u16, u16) = (1280, 800);
+const VCPUS: u8 = 1;
+/// How often it is looked whether the manager lives.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Why there is no answer of the wanted kind.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(super) enum Failure {
     /// The manager is gone.
     Died,
     /// It lives and says no.
@@ -93,7 +29,7 @@ pub(crate) enum Failure {
     Silent,
 }
 
-impl std::fmt::Display for Failure {
+impl Display for Failure {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Died => formatter.write_str("the manager died"),
@@ -103,38 +39,128 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// A connection to a manager.
-pub(crate) struct Caller {
-    line: BufReader<UnixStream>,
+/// A controller while one manager lives. Clones share the connection.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) host: RemoteHost,
+    pub(super) runtime: Handle,
+    pub(super) manager: ProcessId,
+    /// Longest that one answer may take.
+    pub(super) patience: Duration,
+    pub(super) memory_mib: u32,
 }
 
 impl Caller {
-    pub(crate) fn connect(socket: &Path, patience: Duration) -> std::io::Result<Self> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(patience))?;
-        Ok(Self { line: BufReader::new(stream) })
+    /// The id for a browser VM.
+    pub(super) fn draw(&self) -> Result<VmId, Failure> {
+        let host = &self.host;
+        self.ask(async { Ok::<_, HostError>(host.draw(&VmKind::Browser, VCPUS, self.memory_mib).await) })
     }
 
-    /// Asks and waits for the answer.
-    pub(crate) fn ask<T: DeserializeOwned>(&mut self, ask: &Ask) -> Result<T, Failure> {
-        let mut line = serde_json::to_vec(ask).expect("a request is always JSON");
-        line.push(b'\n');
-        self.line.get_mut().write_all(&line).map_err(|_| Failure::Died)?;
-        let mut answer = String::new();
-        match self.line.read_line(&mut answer) {
-            Err(error)
-                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) =>
-            {
-                return Err(Failure::Silent);
+    pub(super) fn create(&self, id: VmId, user: Option<UserId>) -> Result<Slot, Failure> {
+        let kind = user.map_or(VmKind::Browser, |user| VmKind::Cli { user });
+        let (vcpus, memory_mib) = (VCPUS, self.memory_mib);
+        let create = CreateVm { id, kind, vcpus, memory_mib, identity: Identity::of(id, "vm") };
+        self.ask(self.host.create(create)).map(|vm| vm.slot)
+    }
+
+    pub(super) fn hibernate(&self, id: VmId) -> Result<(), Failure> {
+        self.ask(self.host.hibernate(id))
+    }
+
+    /// Why the VM's memory was lost, if it was.
+    pub(super) fn resume(&self, id: VmId) -> Result<Option<String>, Failure> {
+        self.ask(self.host.resume(id)).map(|resumed| resumed.memory_lost)
+    }
+
+    pub(super) fn destroy(&self, id: VmId) -> Result<(), Failure> {
+        self.ask(self.host.destroy(id))
+    }
+
+    pub(super) fn list(&self) -> Result<Vec<SeenVm>, Failure> {
+        self.ask(self.host.list())
+    }
+
+    pub(super) fn reclaim(&self, wanted: &HashSet<VmId>) -> Result<(), Failure> {
+        self.ask(self.host.reclaim(wanted)).map(drop)
+    }
+
+    /// As of the last answer.
+    pub(super) fn status(&self) -> HostStatus {
+        self.host.status()
+    }
+
+    /// Makes what lets VMs start fast.
+    pub(super) fn prepare(&self) -> Result<(), Failure> {
+        self.ask(self.host.prepare_templates(VCPUS, self.memory_mib, DESKTOP_PX))
+    }
+
+    /// How many browser VMs are to be held ready.
+    pub(super) fn warm(&self, high: usize) -> Result<(), Failure> {
+        let (vcpus, memory_mib) = (VCPUS, self.memory_mib);
+        self.ask(self.host.set_warm(WarmPlan { low: high, high, vcpus, memory_mib, desktop_px: DESKTOP_PX }))
+    }
+
+    /// Has the agent write the marker file.
+    pub(super) fn put(&self, id: VmId, text: String) -> Result<(), Failure> {
+        let data = FileBytes::new(text.into_bytes());
+        let file = FilePut { path: MARKER.to_owned(), mode: 0o600, data, merge_json: Vec::new() };
+        self.ask_agent(id, Request::PutFiles { files: vec![file] }).map(drop)
+    }
+
+    /// Has the agent read the marker file.
+    pub(super) fn get(&self, id: VmId) -> Result<Option<String>, Failure> {
+        let files = vec![FileGet { path: MARKER.to_owned(), optional: true }];
+        match self.ask_agent(id, Request::GetFiles { files })? {
+            Reply::Files { files } => {
+                Ok(files.first().map(|file| String::from_utf8_lossy(&file.data.0).into_owned()))
             }
-            Err(_) | Ok(0) => return Err(Failure::Died),
-            Ok(_) => {}
+            other => Err(Failure::Refused(format!("unexpected reply {other:?}"))),
         }
-        // Half a line: it died in the middle of it.
-        match serde_json::from_str(&answer).map_err(|_| Failure::Died)? {
-            Answer::Done(value) => serde_json::from_value(value)
-                .map_err(|error| Failure::Refused(format!("unexpected answer: {error}"))),
-            Answer::Refused(words) => Err(Failure::Refused(words)),
+    }
+
+    /// Has the agent run something; answers with the guest's boot id.
+    pub(super) fn ping(&self, id: VmId) -> Result<String, Failure> {
+        let argv = vec!["cat".to_owned(), "/proc/sys/kernel/random/boot_id".to_owned()];
+        match self.ask_agent(id, Request::Run { argv, env: Default::default(), timeout_ms: RUN_LIMIT_MS })? {
+            Reply::Ran { exit_code: 0, stdout, .. } => Ok(stdout.trim().to_owned()),
+            other => Err(Failure::Refused(format!("unexpected reply {other:?}"))),
+        }
+    }
+
+    /// Asks a VM's agent, to which the manager only makes the connection.
+    fn ask_agent(&self, id: VmId, request: Request) -> Result<Reply, Failure> {
+        self.ask(async {
+            let vm = self.host.adopt(id).await.map_err(|error| error.to_string())?;
+            vm.agent.request(request).await.map_err(|error| error.to_string())
+        })
+    }
+
+    fn ask<T, E: Display>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                answer = time::timeout(self.patience, work) => match answer {
+                    Ok(Ok(answer)) => Ok(answer),
+                    // It is the manager's answer only if there still is one.
+                    Ok(Err(_)) if !self.answers().await => Err(Failure::Died),
+                    Ok(Err(error)) => Err(Failure::Refused(error.to_string())),
+                    Err(_) => Err(Failure::Silent),
+                },
+                () = self.death() => Err(Failure::Died),
+            }
+        })
+    }
+
+    async fn answers(&self) -> bool {
+        tokio::select! {
+            listed = time::timeout(self.patience, self.host.list()) => matches!(listed, Ok(Ok(_))),
+            () = self.death() => false,
+        }
+    }
+
+    async fn death(&self) {
+        while self.manager.alive() {
+            time::sleep(LOOK_AGAIN).await;
         }
     }
 }

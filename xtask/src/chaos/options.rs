@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     /// VMs have a network device of their own.
     pub(crate) tap: bool,
+    /// A failpoint that was reached and at which nothing was killed is a fault however few kills there are.
+    pub(crate) all_failpoints: bool,
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -33,7 +35,8 @@ pub(crate) enum Driver {
 
 impl Options {
     pub(crate) fn read(arguments: &[String]) -> Result<Self> {
-        let mut options = Self { driver: Driver::Fake, kills: 200, seed: 1, tap: false, json: None };
+        let mut options =
+            Self { driver: Driver::Fake, kills: 200, seed: 1, tap: false, all_failpoints: false, json: None };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{argument} needs a value"));
@@ -48,9 +51,13 @@ impl Options {
                         other => bail!("no network {other}; there are tap and channel"),
                     }
                 }
+                "--all-failpoints" => options.all_failpoints = true,
                 "--json" => options.json = Some(value()?.into()),
                 other => {
-                    bail!("unknown option {other}; there are --driver, --kills, --seed, --network and --json")
+                    bail!(
+                        "unknown option {other}; there are --driver, --kills, --seed, --network, \
+                         --all-failpoints and --json"
+                    )
                 }
             }
         }
@@ -71,6 +78,23 @@ impl Driver {
             Self::Container => "container",
             Self::Qemu => "qemu",
             Self::Firecracker => "firecracker",
+        }
+    }
+
+    /// What the manager is told.
+    pub(crate) const fn setting(self) -> &'static str {
+        match self {
+            Self::Fake | Self::Container | Self::Qemu => self.name(),
+            Self::Firecracker => "firecracker-toy",
+        }
+    }
+
+    /// What is in the VMs.
+    pub(crate) const fn guest(self) -> &'static str {
+        match self {
+            Self::Fake => "none: processes with a fake agent",
+            Self::Container | Self::Qemu => "golden image",
+            Self::Firecracker => "toy without an operating system, its agent in the manager",
         }
     }
 
@@ -99,7 +123,8 @@ impl Driver {
         match self {
             Self::Fake => Duration::from_secs(6),
             Self::Container => Duration::from_secs(12),
-            Self::Qemu | Self::Firecracker => Duration::from_secs(60),
+            Self::Firecracker => Duration::from_secs(60),
+            Self::Qemu => Duration::from_secs(150),
         }
     }
 

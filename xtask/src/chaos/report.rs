@@ -10,10 +10,18 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::{
+    options::Driver,
     orphans::{CLASSES, Orphans},
     track::Operation,
 };
 
+/// What is killed.
+const MANAGER: &str = "polydev host";
+/// With so many kills for each failpoint that is reached, one without any is a fault.
+const KILLS_EACH: usize = 3;
+
+/// So many attempts to kill at a failpoint that did not get there stand for a kill when the next one is chosen.
+const MISSES_A_TURN: usize = 3;
 /// Most faults that are kept in words.
 const WORDS_MAX: usize = 60;
 
@@ -26,6 +34,7 @@ pub(super) struct Report {
 #[derive(Debug, Default)]
 struct Found {
     driver: &'static str,
+    guest: &'static str,
     seed: u64,
     took: Duration,
     /// By what they hit: a failpoint's name, or a time drawn at random.
@@ -39,13 +48,15 @@ struct Found {
     corrupted: usize,
     incomplete: usize,
     failed: usize,
+    uncovered: usize,
     orphans: BTreeMap<&'static str, usize>,
     words: Vec<String>,
 }
 
 impl Report {
-    pub(super) fn new(driver: &'static str, seed: u64) -> Self {
-        Self { found: Mutex::new(Found { driver, seed, ..Found::default() }) }
+    pub(super) fn new(driver: Driver, seed: u64) -> Self {
+        let (driver, guest) = (driver.name(), driver.guest());
+        Self { found: Mutex::new(Found { driver, guest, seed, ..Found::default() }) }
     }
 
     pub(super) fn killed(&self, at: &str) {
@@ -91,28 +102,32 @@ impl Report {
         }
     }
 
-    pub(super) fn ended(&self, took: Duration, spared: Vec<String>) {
+    /// Takes note of the failpoints that were reached. With `all`, each of them is to have had its kill.
+    pub(super) fn ended(&self, took: Duration, reached: &BTreeSet<String>, all: bool) {
         let mut found = self.found();
-        (found.took, found.spared) = (took, spared);
+        found.took = took;
+        found.spared = reached.iter().filter(|name| !found.kills.contains_key(*name)).cloned().collect();
+        let kills: usize = found.kills.values().sum();
+        if all || kills >= KILLS_EACH * reached.len() {
+            for name in found.spared.clone() {
+                found.fault(
+                    |found| &mut found.uncovered,
+                    "not covered",
+                    format!("nothing was killed at {name}"),
+                );
+            }
+        }
     }
 
     pub(super) fn fault_count(&self) -> usize {
         self.found().fault_count()
     }
 
-    /// Failpoints at which something was killed.
-    pub(super) fn killed_at(&self) -> BTreeSet<String> {
-        self.found().kills.keys().cloned().collect()
-    }
-
-    /// How often each failpoint was chosen, successful or not.
-    pub(super) fn kills_by_name(&self) -> BTreeMap<String, usize> {
+    /// How often a failpoint had its turn. One that was missed comes again, but not for ever before all others.
+    pub(super) fn turns(&self, name: &str) -> usize {
         let found = self.found();
-        let mut chosen = found.kills.clone();
-        for (name, count) in &found.missed {
-            *chosen.entry(name.clone()).or_default() += count;
-        }
-        chosen
+        let count = |counts: &BTreeMap<String, usize>| counts.get(name).copied().unwrap_or_default();
+        count(&found.kills) + count(&found.missed) / MISSES_A_TURN
     }
 
     pub(super) fn kills(&self) -> usize {
@@ -134,9 +149,12 @@ impl Report {
             json.insert(name, number.into());
         }
         json.insert("driver".into(), found.driver.into());
+        json.insert("manager".into(), MANAGER.into());
+        json.insert("guest".into(), found.guest.into());
         json.insert("seed".into(), found.seed.into());
         json.insert("seconds".into(), found.took.as_secs().into());
         json.insert("kills_at".into(), json!(found.kills));
+        json.insert("missed".into(), json!(found.missed));
         json.insert("not_killed_at".into(), json!(found.spared));
         let operations = found.operations.iter().map(|(it, count)| (format!("{it:?}").to_lowercase(), count));
         json.insert("operations".into(), json!(operations.collect::<BTreeMap<_, _>>()));
@@ -146,7 +164,9 @@ impl Report {
 
     pub(super) fn table(&self) -> String {
         let found = self.found();
-        let mut table = format!("chaos {} (seed {}, {} s)\n", found.driver, found.seed, found.took.as_secs());
+        let Found { driver, guest, seed, took, .. } = &*found;
+        let mut table = format!("chaos {driver} (seed {seed}, {} s)\n", took.as_secs());
+        let _ = writeln!(table, "  manager: {MANAGER}; guest: {guest}");
         for (name, number) in found.numbers() {
             let _ = writeln!(table, "  {name:<24} {number:>6}");
         }
@@ -155,7 +175,8 @@ impl Report {
             let _ = writeln!(table, "  {name:<40} {number:>6}");
         }
         if !found.spared.is_empty() {
-            let _ = writeln!(table, "reached, and nothing killed there: {}", found.spared.join(", "));
+            let _ =
+                writeln!(table, "WARNING: reached, and nothing killed there: {}", found.spared.join(", "));
         }
         table
     }
@@ -180,6 +201,7 @@ impl Found {
             + self.corrupted
             + self.incomplete
             + self.failed
+            + self.uncovered
             + self.orphans.values().sum::<usize>()
     }
 
@@ -197,7 +219,30 @@ impl Found {
             ("corrupted_disks".to_owned(), self.corrupted),
             ("incomplete_records".to_owned(), self.incomplete),
             ("failed_operations".to_owned(), self.failed),
+            ("uncovered_failpoints".to_owned(), self.uncovered),
         ]);
         numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(kills: usize, all: bool) -> usize {
+        let report = Report::new(Driver::Fake, 1);
+        (0..kills).for_each(|_| report.killed("create/recorded"));
+        report.missed("destroy/recorded");
+        let reached = ["create/recorded", "destroy/recorded"].map(str::to_owned).into();
+        report.ended(Duration::ZERO, &reached, all);
+        assert_eq!(report.json()["not_killed_at"], json!(["destroy/recorded"]));
+        report.fault_count()
+    }
+
+    #[test]
+    fn a_failpoint_without_a_kill_is_a_fault_when_there_were_enough_or_when_each_is_asked_for() {
+        assert_eq!(faults(2 * KILLS_EACH - 1, false), 0);
+        assert_eq!(faults(2 * KILLS_EACH, false), 1);
+        assert_eq!(faults(1, true), 1);
     }
 }

@@ -1,40 +1,48 @@
 //! Kill, start again, look; as often as asked.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use polydev_core::ids::{Slot, VmId};
+use polydev_host::SeenVm;
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 
 use super::{
-    caller::{Ask, Caller, Failure, Listed, Status},
+    caller::{Caller, Failure},
     machine::Machine,
-    manager::{Manager, Starter},
+    manager::{Manager, Places, Starter},
     options::{Driver, Options},
     orphans::{self, Baseline, Expected},
     report::Report,
-    serve::Config,
-    track::{Operation, Track},
+    track::{Goal, Operation, Track},
 };
 use crate::{compile, random::Random, repo};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long what was released may take to be gone.
-const SETTLE: Duration = Duration::from_secs(8);
+const SETTLE: Duration = Duration::from_secs(20);
 /// How many of a plan's kills are at a random time, as a divisor.
 const RANDOM_EVERY: usize = 4;
 /// Where a kill was that hit no failpoint.
 const AT_RANDOM: &str = "(random time)";
 /// A suite that finds one fault after the other is ended.
 const FAULTS_MAX: usize = 50;
+/// How often the controller dies with its manager.
+const CONTROLLER_DIES: f64 = 0.3;
+/// How long the first VM that is held ready may take.
+const WARM_LIMIT: Duration = Duration::from_secs(120);
 /// Slots that are free when every track has its VM.
 const SPARE_SLOTS: u8 = 1;
 
@@ -45,6 +53,8 @@ pub(super) struct Suite {
     baseline: Baseline,
     starter: Starter,
     tracks: Vec<Track>,
+    /// By failpoint: what to ask for, to get there.
+    goals: BTreeMap<String, BTreeSet<Goal>>,
     random: Random,
     report: Report,
     /// Removed at the end, unless something was found.
@@ -70,34 +80,31 @@ impl Suite {
             fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
         }
         let machine = Machine::new(&run_dir, &data_dir).context("look up the directories")?;
-        let guest_dir = match options.driver {
-            Driver::Fake | Driver::Firecracker => PathBuf::new(),
+        let guest = match options.driver {
+            Driver::Fake | Driver::Firecracker => dir.path().to_owned(),
             Driver::Container | Driver::Qemu => {
                 compile::guest()?.agent.parent().context("the agent lies in a directory")?.to_path_buf()
             }
         };
-        let tracks = options.driver.tracks();
-        let config = Config {
-            driver: options.driver.name().to_owned(),
-            socket: run_dir.join("manager.sock"),
-            data_dir,
-            run_dir: run_dir.clone(),
-            image_dir: repo::image_dir(),
-            guest_dir,
-            slots: u8::try_from(tracks).unwrap_or(u8::MAX).saturating_add(SPARE_SLOTS),
-            vcpus: 1,
-            memory_mib: options.driver.memory_mib(),
-            tap: options.tap,
+        let slots = u8::try_from(options.driver.tracks()).unwrap_or(u8::MAX).saturating_add(SPARE_SLOTS);
+        let places = Places {
+            polydev: compile::controller_with_failpoints()?,
+            dir: dir.path().to_owned(),
+            data: data_dir,
+            run: run_dir.clone(),
+            images: repo::image_dir(),
+            guest,
         };
-        let starter = Starter::new(config, dir.path().to_owned(), options.driver.patience())?;
+        let starter = Starter::new(options.driver, slots, options.tap, places)?;
         Ok(Self {
             options: options.clone(),
             machine,
             baseline: Baseline::look(),
             starter,
             tracks: Vec::new(),
+            goals: BTreeMap::new(),
             random: Random::new(options.seed),
-            report: Report::new(options.driver.name(), options.seed),
+            report: Report::new(options.driver, options.seed),
             dir: Some(dir),
             run_dir,
         })
@@ -108,9 +115,13 @@ impl Suite {
         let began = Instant::now();
         let ran = self.all();
         let cleared = self.clear();
-        let reached = self.starter.reached();
-        let killed = self.report.killed_at();
-        self.report.ended(began.elapsed(), reached.difference(&killed).cloned().collect());
+        let reached: BTreeSet<String> = self.starter.reached().into_iter().collect();
+        for line in self.starter.panics() {
+            self.report.failed(line);
+        }
+        if ran.is_ok() {
+            self.report.ended(began.elapsed(), &reached, self.options.all_failpoints);
+        }
         if ran.is_err() || self.report.fault_count() > 0 {
             // The manager's log is what explains it.
             if let Some(dir) = self.dir.take() {
@@ -123,8 +134,17 @@ impl Suite {
     }
 
     fn all(&mut self) -> Result<()> {
+        // Whoever interrupts it has what it found so far, and nothing is left on the machine.
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("watch for signals")?;
+        }
         self.rehearse()?;
-        while self.report.kills() < self.options.kills && self.report.fault_count() < FAULTS_MAX {
+        let goes_on = |suite: &Self| {
+            let few = suite.report.kills() < suite.options.kills && suite.report.fault_count() < FAULTS_MAX;
+            few && !interrupted.load(Ordering::Relaxed)
+        };
+        while goes_on(self) {
             let kill = self.next_kill();
             self.round(&kill)?;
             let kills = self.report.kills();
@@ -138,9 +158,10 @@ impl Suite {
     /// One life of every track without a kill, which shows the failpoints there are.
     fn rehearse(&mut self) -> Result<()> {
         let (mut manager, caller) = self.starter.start(None)?;
-        let mut caller = caller.context("a manager without a trap gets ready")?;
+        let caller = caller.context("a manager without a trap gets ready")?;
         let dead = |failure: Failure| anyhow::anyhow!("without any kill: {failure}");
-        caller.ask::<()>(&Ask::Prepare).map_err(dead)?;
+        caller.prepare().map_err(dead)?;
+        self.have_warm(&caller).map_err(dead)?;
         let (count, seed) = (self.options.driver.tracks(), self.options.seed);
         let has_disk = self.options.driver.has_disk();
         self.tracks = (0..count).map(|index| Track::new(index, seed, has_disk)).collect();
@@ -149,31 +170,63 @@ impl Suite {
         for (index, track) in self.tracks.iter_mut().take(2).enumerate() {
             let for_all = |it: &Operation| matches!(it, Create | Ping | Destroy);
             for operation in life.into_iter().filter(|it| index == 0 || for_all(it)) {
-                track.perform(operation, &mut caller, &self.machine, &self.report).map_err(dead)?;
+                let before = self.starter.reached().len();
+                track.perform(operation, &caller, &self.machine, &self.report).map_err(dead)?;
+                let goal = Goal { operation, cli: track.user.is_some() };
+                for name in self.starter.reached().split_off(before) {
+                    let goals = self.goals.entry(name).or_default();
+                    // What is reached by several kinds of requests, or by itself, is reached by the first, too.
+                    if goals.first().is_none_or(|first| first.operation == operation) {
+                        goals.insert(goal);
+                    }
+                }
             }
         }
         if self.report.fault_count() > 0 {
             bail!("there are faults without any kill:\n  {}", self.report.faults().join("\n  "));
         }
-        manager.kill()
+        manager.kill()?;
+        self.starter.ended(false)
+    }
+
+    /// Waits for the browser VMs that are held ready.
+    fn have_warm(&self, caller: &Caller) -> Result<(), Failure> {
+        let high = self.options.driver.warm();
+        caller.warm(high)?;
+        let deadline = Instant::now() + WARM_LIMIT;
+        while caller.status().warm < high {
+            if Instant::now() > deadline {
+                return Err(Failure::Refused("no VM is held ready".to_owned()));
+            }
+            caller.list()?;
+            thread::sleep(LOOK_AGAIN * 20);
+        }
+        Ok(())
     }
 
     /// The plan: each failpoint in turn, and now and then a random time.
     fn next_kill(&mut self) -> Kill {
         let number = self.report.kills();
-        let reached: Vec<String> = self.starter.reached().into_iter().collect();
+        let reached: BTreeSet<String> = self.starter.reached().into_iter().collect();
         if reached.is_empty() || number % RANDOM_EVERY == RANDOM_EVERY - 1 {
             return Kill::After(self.options.driver.random_kill().mul_f64(self.random.unit()));
         }
-        // As often as others, the new ones first.
-        let killed = self.report.kills_by_name();
-        let count = |name: &String| killed.get(name).copied().unwrap_or_default();
-        let least = reached.iter().map(count).min().unwrap_or_default();
-        let names: Vec<&String> = reached.iter().filter(|name| count(name) == least).collect();
+        // Those that had the fewest turns, and of these what the VMs are nearest to.
+        let rank = |name: &String| (self.report.turns(name), self.distance(name));
+        let first = reached.iter().map(rank).min().unwrap_or_default();
+        let names: Vec<&String> = reached.iter().filter(|name| rank(name) == first).collect();
         let at = (self.random.unit() * names.len() as f64) as usize;
-        let name = names.get(at).copied().expect("there is one with the least");
+        let name = names.get(at).copied().expect("there is one that comes first");
         let nth = 1 + (self.random.unit() * 2.0) as usize;
-        Kill::At(name.clone(), if least == 0 { 1 } else { nth })
+        Kill::At(name.clone(), if first.0 == 0 { 1 } else { nth })
+    }
+
+    /// How many requests it takes to get to a failpoint.
+    fn distance(&self, name: &str) -> usize {
+        let goals = self.goals.get(name).into_iter().flatten();
+        let ways = goals.flat_map(|goal| self.tracks.iter().filter_map(|track| track.way_to(*goal)));
+        let nearest = ways.map(|(requests, _)| requests).min();
+        nearest.unwrap_or(if self.goals.contains_key(name) { usize::MAX } else { 0 })
     }
 
     /// The life of one manager.
@@ -185,14 +238,21 @@ impl Suite {
         let began = Instant::now();
         let (mut manager, caller) = self.starter.start(trap.as_deref())?;
         let timer = Timer::start(&manager, kill);
+        let goals = match kill {
+            Kill::At(name, _) => self.goals.get(name).cloned().unwrap_or_default(),
+            Kill::After(_) => BTreeSet::new(),
+        };
         let done = match caller {
             None => Ok(()),
-            Some(caller) => self.live(caller, &mut manager, began),
+            Some(caller) => self.live(&caller, &mut manager, began, &goals),
         };
         // Where it was to die only if it did.
-        let trapped = trap.is_some() && manager.was_killed();
+        let trapped = trap.is_some() && manager.is_trapped();
         drop(timer);
         manager.kill()?;
+        if let Some(status) = manager.own_end() {
+            self.report.failed(format!("the manager ended by itself: {status}"));
+        }
         match kill {
             Kill::At(name, _) if trapped => self.report.killed(name),
             _ => {
@@ -202,13 +262,21 @@ impl Suite {
                 self.report.killed(AT_RANDOM);
             }
         }
+        let controller_dies = self.random.unit() < CONTROLLER_DIES;
+        self.starter.ended(controller_dies)?;
         self.survivors();
         done
     }
 
     /// Takes over, then asks for this and that until the manager dies or its time is over.
-    fn live(&mut self, mut caller: Caller, manager: &mut Manager, began: Instant) -> Result<()> {
-        match self.take_over(&mut caller, manager.pid()) {
+    fn live(
+        &mut self,
+        caller: &Caller,
+        manager: &mut Manager,
+        began: Instant,
+        goals: &BTreeSet<Goal>,
+    ) -> Result<()> {
+        match self.take_over(caller, manager.pid()) {
             Ok(()) => {}
             Err(Failure::Died) => {
                 // Its end of the line goes before it does.
@@ -223,17 +291,13 @@ impl Suite {
                 return Ok(());
             }
         }
-        drop(caller);
-        let over = AtomicBool::new(false);
-        let (machine, report, starter) = (&self.machine, &self.report, &self.starter);
+        let (machine, report) = (&self.machine, &self.report);
         thread::scope(|scope| {
             for track in &mut self.tracks {
-                let over = &over;
                 scope.spawn(move || {
-                    let Ok(mut caller) = starter.caller() else { return };
-                    while !over.load(Ordering::Relaxed) {
-                        let operation = track.next();
-                        match track.perform(operation, &mut caller, machine, report) {
+                    loop {
+                        let operation = track.next(goals);
+                        match track.perform(operation, caller, machine, report) {
                             Ok(()) => {}
                             Err(Failure::Died) => return,
                             Err(failure) => {
@@ -249,11 +313,7 @@ impl Suite {
                 thread::sleep(LOOK_AGAIN);
             }
             // Callers that wait for an answer wait no longer.
-            over.store(true, Ordering::Relaxed);
-            if manager.lives()? {
-                manager.kill()?;
-            }
-            Ok(())
+            manager.kill()
         })
     }
 
@@ -269,8 +329,8 @@ impl Suite {
     }
 
     /// What a controller does after its manager was started, and all checks.
-    fn take_over(&mut self, caller: &mut Caller, manager: Option<i32>) -> Result<(), Failure> {
-        self.one_vm_a_slot(&caller.ask::<Vec<Listed>>(&Ask::List)?);
+    fn take_over(&mut self, caller: &Caller, manager: i32) -> Result<(), Failure> {
+        self.one_vm_a_slot(&caller.list()?);
         // Whether one that was just being made is still wanted is up to its caller.
         for track in &mut self.tracks {
             let unwanted = match track.vm.as_ref().and_then(|vm| vm.doing) {
@@ -282,30 +342,28 @@ impl Suite {
                 track.vm = None;
             }
         }
-        let wanted: BTreeSet<VmId> =
+        let wanted: HashSet<VmId> =
             self.tracks.iter().filter_map(|it| it.vm.as_ref()).map(|vm| vm.id).collect();
-        caller.ask::<Vec<VmId>>(&Ask::Reclaim { wanted })?;
+        caller.reclaim(&wanted)?;
         // Only now: a manager takes the warm ones of an earlier one over once it knows what is planned.
-        caller.ask::<()>(&Ask::Warm { high: self.options.driver.warm() })?;
-        let listed: BTreeMap<VmId, Listed> =
-            caller.ask::<Vec<Listed>>(&Ask::List)?.into_iter().map(|vm| (vm.id, vm)).collect();
+        caller.warm(self.options.driver.warm())?;
+        let listed: BTreeMap<VmId, SeenVm> = caller.list()?.into_iter().map(|vm| (vm.id, vm)).collect();
         for track in &mut self.tracks {
             check_track(track, &listed, caller, &self.machine, &self.report)?;
         }
-        let listed = caller.ask::<Vec<Listed>>(&Ask::List)?;
+        let listed = caller.list()?;
         self.one_vm_a_slot(&listed);
         self.records_are_complete(&listed);
         self.nothing_is_left(caller, manager)
     }
 
     /// Looks until nothing is left over, or the kernel and the pool have had their time.
-    fn nothing_is_left(&self, caller: &mut Caller, manager: Option<i32>) -> Result<(), Failure> {
+    fn nothing_is_left(&self, caller: &Caller, manager: i32) -> Result<(), Failure> {
         let deadline = Instant::now() + SETTLE;
         loop {
-            let status: Status = caller.ask(&Ask::Status)?;
-            let listed = caller.ask::<Vec<Listed>>(&Ask::List)?;
-            let live: BTreeSet<VmId> = listed.iter().map(|vm| vm.id).collect();
-            let expected = Expected { live: &live, manager, slots_used: status.slots_used, drained: false };
+            let live: BTreeSet<VmId> = caller.list()?.iter().map(|vm| vm.id).collect();
+            let slots_used = caller.status().slots_used;
+            let expected = Expected { live: &live, manager: Some(manager), slots_used, drained: false };
             let found = orphans::look(&self.machine, &self.baseline, &expected);
             if found.is_empty() || Instant::now() >= deadline {
                 self.report.orphans(found);
@@ -315,7 +373,7 @@ impl Suite {
         }
     }
 
-    fn one_vm_a_slot(&self, listed: &[Listed]) {
+    fn one_vm_a_slot(&self, listed: &[SeenVm]) {
         let mut taken: BTreeMap<Slot, VmId> = BTreeMap::new();
         for vm in listed {
             if let Some(other) = taken.insert(vm.slot, vm.id) {
@@ -324,7 +382,7 @@ impl Suite {
         }
     }
 
-    fn records_are_complete(&self, listed: &[Listed]) {
+    fn records_are_complete(&self, listed: &[SeenVm]) {
         let records = self.machine.records();
         for vm in listed.iter().filter(|vm| vm.running) {
             let complete = records.get(&vm.id).and_then(Option::as_ref).is_some_and(|record| {
@@ -342,21 +400,21 @@ impl Suite {
     /// A last manager removes everything, and nothing is left.
     fn last_look(&mut self) -> Result<()> {
         let (manager, caller) = self.starter.start(None)?;
-        let mut caller = caller.context("a manager without a trap gets ready")?;
+        let caller = caller.context("a manager without a trap gets ready")?;
         let ended = |failure: Failure| anyhow::anyhow!("last manager: {failure}");
-        self.take_over(&mut caller, manager.pid()).map_err(ended)?;
+        self.take_over(&caller, manager.pid()).map_err(ended)?;
         for track in &mut self.tracks {
             if track.vm.is_some() {
-                track.perform(Operation::Destroy, &mut caller, &self.machine, &self.report).map_err(ended)?;
+                track.perform(Operation::Destroy, &caller, &self.machine, &self.report).map_err(ended)?;
             }
         }
-        caller.ask::<serde_json::Value>(&Ask::Drain).map_err(ended)?;
-        let listed: Vec<Listed> = caller.ask(&Ask::List).map_err(ended)?;
+        manager.drain()?;
+        let listed = none_listed(&caller).map_err(ended)?;
         if !listed.is_empty() {
             self.report.failed(format!("VMs are listed after the last was destroyed: {listed:?}"));
         }
-        self.nothing_is_left(&mut caller, manager.pid()).map_err(ended)?;
-        manager.end(&mut caller)?;
+        self.nothing_is_left(&caller, manager.pid()).map_err(ended)?;
+        manager.end()?;
         let deadline = Instant::now() + SETTLE;
         loop {
             let live = BTreeSet::new();
@@ -376,13 +434,12 @@ impl Suite {
             return remove(&self.run_dir);
         }
         let (manager, caller) = self.starter.start(None)?;
-        let mut caller = caller.context("a manager without a trap gets ready")?;
-        let cleared = caller.ask::<Vec<VmId>>(&Ask::Reclaim { wanted: BTreeSet::new() });
-        let drained = caller.ask::<serde_json::Value>(&Ask::Drain);
-        for failure in [cleared.err(), drained.err()].into_iter().flatten() {
+        let caller = caller.context("a manager without a trap gets ready")?;
+        manager.drain()?;
+        if let Err(failure) = caller.reclaim(&HashSet::new()).and_then(|()| none_listed(&caller)) {
             eprintln!("what the suite left cannot be removed: {failure}");
         }
-        manager.end(&mut caller)?;
+        manager.end()?;
         remove(&self.run_dir)
     }
 }
@@ -394,7 +451,7 @@ struct Timer {
 
 impl Timer {
     fn start(manager: &Manager, kill: &Kill) -> Option<Self> {
-        let (Kill::After(delay), Some(pid)) = (kill, manager.pid().and_then(Pid::from_raw)) else {
+        let (Kill::After(delay), Some(pid)) = (kill, Pid::from_raw(manager.pid())) else {
             return None;
         };
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
@@ -419,8 +476,8 @@ impl Drop for Timer {
 /// What one caller finds of its VM under a new manager.
 fn check_track(
     track: &mut Track,
-    listed: &BTreeMap<VmId, Listed>,
-    caller: &mut Caller,
+    listed: &BTreeMap<VmId, SeenVm>,
+    caller: &Caller,
     machine: &Machine,
     report: &Report,
 ) -> Result<(), Failure> {
@@ -428,7 +485,9 @@ fn check_track(
     let (id, doing) = (vm.id, vm.doing);
     let found = listed.get(&id);
     if doing == Some(Operation::Create) {
-        return match found.filter(|found| found.running) {
+        // A warm VM that was drawn and not claimed is the pool's, which hands it to the next one who asks.
+        let is_ours = machine.recorded_state(id).as_deref() == Some("active");
+        return match found.filter(|found| found.running && is_ours) {
             Some(found) => {
                 (vm.slot, vm.process, vm.doing) = (Some(found.slot), machine.recorded_process(id), None);
                 track.answers(caller, report)
@@ -471,6 +530,18 @@ fn check_track(
     }
     track.answers(caller, report)?;
     if track.user.is_some() { track.read_back(caller, report) } else { Ok(()) }
+}
+
+/// What is still listed of VMs that are on their way out, when they have had their time.
+fn none_listed(caller: &Caller) -> Result<Vec<SeenVm>, Failure> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let listed = caller.list()?;
+        if listed.is_empty() || Instant::now() >= deadline {
+            return Ok(listed);
+        }
+        thread::sleep(LOOK_AGAIN * 20);
+    }
 }
 
 fn is_anything_left(machine: &Machine) -> bool {

@@ -1,13 +1,26 @@
 //! One caller and the VMs it has, one after the other: what it wants, what it knows, what it is waiting for.
 
+use std::collections::BTreeSet;
+
 use polydev_core::ids::{Slot, UserId, VmId};
 
 use super::{
-    caller::{Ask, Caller, Failure},
+    caller::{Caller, Failure},
     machine::{Machine, ProcessId},
     report::Report,
 };
 use crate::random::Random;
+
+/// How often a track does not go where a manager is to die.
+const ASTRAY: f64 = 0.25;
+
+/// A request on whose way a failpoint lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Goal {
+    pub(super) operation: Operation,
+    /// Of a CLI VM, or a browser VM.
+    pub(super) cli: bool,
+}
 
 /// What can be asked for a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +79,8 @@ impl Track {
         let user = format!("chaos-{index}").parse().expect("a plain name is a user id");
         Self {
             user: cli.then_some(user),
-            stays: index < 2,
+            // One of each kind where there are many.
+            stays: index.is_multiple_of(3),
             has_disk,
             random: Random::new(seed.wrapping_mul(1000).wrapping_add(index as u64)),
             vm: None,
@@ -76,8 +90,35 @@ impl Track {
         }
     }
 
-    /// The plan: what to ask next.
-    pub(super) fn next(&mut self) -> Operation {
+    /// What is to be asked next to get to `goal`, and how many requests that takes. None if this track never does.
+    pub(super) fn way_to(&self, goal: Goal) -> Option<(usize, Operation)> {
+        use Operation::{Create, Destroy, Hibernate, Resume};
+        if goal.cli != self.user.is_some() {
+            return None;
+        }
+        let asleep = self.vm.as_ref().map(|vm| vm.asleep);
+        match (goal.operation, asleep) {
+            (Create, None) => Some((1, Create)),
+            (Create, Some(_)) => (!self.stays).then_some((2, Destroy)),
+            (Destroy, None) => (!self.stays).then_some((2, Create)),
+            (Destroy, Some(_)) => (!self.stays).then_some((1, Destroy)),
+            (Hibernate, None) => goal.cli.then_some((2, Create)),
+            (Hibernate, Some(false)) => goal.cli.then_some((1, Hibernate)),
+            (Hibernate, Some(true)) => Some((2, Resume)),
+            (Resume, None) => goal.cli.then_some((3, Create)),
+            (Resume, Some(false)) => goal.cli.then_some((2, Hibernate)),
+            (Resume, Some(true)) => Some((1, Resume)),
+            (Operation::Put | Operation::Get | Operation::Ping, _) => None,
+        }
+    }
+
+    /// The plan: what to ask next, most of the time on the way to one of the goals.
+    pub(super) fn next(&mut self, goals: &BTreeSet<Goal>) -> Operation {
+        let astray = self.random.unit() < ASTRAY;
+        let way = goals.iter().filter_map(|goal| self.way_to(*goal)).min();
+        if let Some((_, operation)) = way.filter(|_| !astray) {
+            return operation;
+        }
         let at = self.random.unit();
         let Some(vm) = &self.vm else { return Operation::Create };
         if vm.asleep {
@@ -96,14 +137,14 @@ impl Track {
     pub(super) fn perform(
         &mut self,
         operation: Operation,
-        caller: &mut Caller,
+        caller: &Caller,
         machine: &Machine,
         report: &Report,
     ) -> Result<(), Failure> {
         if operation == Operation::Create {
             let id = match &self.user {
                 Some(_) => VmId::from_uuid(uuid::Uuid::new_v4()),
-                None => caller.ask(&Ask::Draw)?,
+                None => caller.draw()?,
             };
             self.vm = Some(Known { id, slot: None, process: None, asleep: false, boot: None, doing: None });
         }
@@ -111,15 +152,12 @@ impl Track {
         vm.doing = Some(operation);
         let id = vm.id;
         let asked = match operation {
-            Operation::Create => {
-                let asked = caller.ask::<Slot>(&Ask::Create { id, user: self.user.clone() });
-                asked.map(|slot| {
-                    vm.slot = Some(slot);
-                    vm.process = machine.recorded_process(id);
-                })
-            }
-            Operation::Hibernate => caller.ask(&Ask::Hibernate { id }).map(|()| vm.asleep = true),
-            Operation::Resume => caller.ask::<Option<String>>(&Ask::Resume { id }).map(|lost| {
+            Operation::Create => caller.create(id, self.user.clone()).map(|slot| {
+                vm.slot = Some(slot);
+                vm.process = machine.recorded_process(id);
+            }),
+            Operation::Hibernate => caller.hibernate(id).map(|()| vm.asleep = true),
+            Operation::Resume => caller.resume(id).map(|lost| {
                 if let Some(words) = lost {
                     report.lost(format!("memory of sleeping VM {id}: {words}"));
                     vm.boot = None;
@@ -127,12 +165,12 @@ impl Track {
                 vm.asleep = false;
                 vm.process = machine.recorded_process(id);
             }),
-            Operation::Destroy => caller.ask(&Ask::Destroy { id }),
+            Operation::Destroy => caller.destroy(id),
             Operation::Put => {
                 self.writes += 1;
                 let text = format!("FAKE {id} {}", self.writes);
                 self.unanswered = Some(text.clone());
-                caller.ask(&Ask::Put { id, text }).map(|()| self.written = self.unanswered.take())
+                caller.put(id, text).map(|()| self.written = self.unanswered.take())
             }
             Operation::Get => return self.read_back(caller, report),
             Operation::Ping => return self.answers(caller, report),
@@ -159,10 +197,10 @@ impl Track {
     }
 
     /// The VM's agent answers, from the memory it had. What it says otherwise is a VM that is lost.
-    pub(super) fn answers(&mut self, caller: &mut Caller, report: &Report) -> Result<(), Failure> {
+    pub(super) fn answers(&mut self, caller: &Caller, report: &Report) -> Result<(), Failure> {
         let Some(vm) = &mut self.vm else { return Ok(()) };
         let id = vm.id;
-        match caller.ask::<String>(&Ask::Ping { id }) {
+        match caller.ping(id) {
             Ok(boot) => {
                 report.performed(Operation::Ping);
                 vm.doing = None;
@@ -182,10 +220,10 @@ impl Track {
     }
 
     /// The disk holds what was written last.
-    pub(super) fn read_back(&mut self, caller: &mut Caller, report: &Report) -> Result<(), Failure> {
+    pub(super) fn read_back(&mut self, caller: &Caller, report: &Report) -> Result<(), Failure> {
         let Some(vm) = self.vm.as_mut().filter(|_| self.has_disk) else { return Ok(()) };
         let id = vm.id;
-        match caller.ask::<Option<String>>(&Ask::Get { id }) {
+        match caller.get(id) {
             Ok(found) => {
                 report.performed(Operation::Get);
                 vm.doing = None;
@@ -195,8 +233,11 @@ impl Track {
                         self.written, self.unanswered
                     ));
                 }
+                // What was not answered may still arrive.
+                if found == self.unanswered {
+                    self.unanswered = None;
+                }
                 self.written = found;
-                self.unanswered = None;
                 Ok(())
             }
             Err(Failure::Refused(words)) => {
@@ -206,5 +247,42 @@ impl Track {
             }
             Err(failure) => Err(failure),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Operation::{Create, Destroy, Hibernate, Resume};
+
+    fn way(track: &Track, operation: Operation) -> Option<(usize, Operation)> {
+        track.way_to(Goal { operation, cli: track.user.is_some() })
+    }
+
+    fn with_vm(index: usize, asleep: bool) -> Track {
+        let id = VmId::from_uuid(uuid::Uuid::nil());
+        let vm = Known { id, slot: None, process: None, asleep, boot: None, doing: None };
+        Track { vm: Some(vm), ..Track::new(index, 1, true) }
+    }
+
+    #[test]
+    fn a_track_takes_the_shortest_way_to_where_a_manager_is_to_die() {
+        let cli = Track::new(2, 1, true);
+        assert_eq!(way(&cli, Create), Some((1, Create)));
+        assert_eq!(way(&cli, Resume), Some((3, Create)));
+        assert_eq!(way(&with_vm(2, false), Resume), Some((2, Hibernate)));
+        assert_eq!(way(&with_vm(2, true), Resume), Some((1, Resume)));
+        assert_eq!(way(&with_vm(2, true), Hibernate), Some((2, Resume)));
+        assert_eq!(way(&with_vm(2, false), Create), Some((2, Destroy)));
+    }
+
+    #[test]
+    fn a_browser_vm_never_sleeps_and_a_vm_that_stays_is_never_destroyed() {
+        let browser = with_vm(1, false);
+        assert_eq!((way(&browser, Hibernate), way(&browser, Resume)), (None, None));
+        assert_eq!(way(&browser, Destroy), Some((1, Destroy)));
+        let stays = with_vm(0, false);
+        assert_eq!((way(&stays, Destroy), way(&stays, Create)), (None, None));
+        assert_eq!(browser.way_to(Goal { operation: Create, cli: true }), None, "not of its kind");
     }
 }

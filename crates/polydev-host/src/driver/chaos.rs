@@ -1,14 +1,14 @@
 //! Driver `fake` of the chaos suite: VMs without a guest, each a process of its own that outlives its host.
 //!
-//! A VM is the very program that runs the host, started anew as `PROGRAM chaos-guest DIR [FILES]`; it serves the fake
-//! agent. The host finds, adopts and kills it like every other VM's process.
+//! A VM is a process `PROGRAM chaos-guest DIR [FILES]`, where the variable `XTASK_CHAOS_GUEST` names the program; it
+//! serves the fake agent by [`guest`]. The host finds, adopts and kills it like every other VM's process.
 
 use std::{
     collections::BTreeSet,
     env,
     ffi::OsString,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -21,11 +21,11 @@ use tokio::net::UnixListener;
 use super::{
     Driver, DriverInfo, Hibernation, Places, SocketConnector,
     fake::{FakeAgent, Files},
-    kill_all, main_process, mark_started, process_seen, with_processes,
+    firecracker, kill_all, main_process, mark_started, process_seen, with_processes,
 };
 use crate::{
     agent::Connector,
-    config::HostConfig,
+    config::{DriverChoice, HostConfig},
     error::HostError,
     failpoint,
     host::{LogKind, VmKind},
@@ -34,20 +34,35 @@ use crate::{
 };
 
 const SOCKET: &str = "agent.sock";
-/// First argument of the program when it is to be a guest.
+/// Names the program that is a guest when its first argument is [`GUEST_ARGUMENT`].
+pub const GUEST_VARIABLE: &str = "XTASK_CHAOS_GUEST";
+/// See [`GUEST_VARIABLE`].
 pub const GUEST_ARGUMENT: &str = "chaos-guest";
 
 /// See the module.
-pub struct ProcessDriver {
+struct ProcessDriver {
     places: Places,
+    program: PathBuf,
+}
+
+/// The driver of a host that has no golden image, if that is what is asked for.
+pub(crate) fn without_image(config: &HostConfig) -> Result<Option<Arc<dyn Driver>>, HostError> {
+    Ok(match config.driver {
+        DriverChoice::FirecrackerToy => Some(firecracker::toy::driver(config)?),
+        DriverChoice::Fake => {
+            let program = env::var_os(GUEST_VARIABLE).map(PathBuf::from);
+            let unset = || HostError::DriverUnusable {
+                driver: "fake".to_owned(),
+                reason: format!("{GUEST_VARIABLE} names no program"),
+            };
+            let program = program.ok_or_else(unset)?;
+            Some(Arc::new(ProcessDriver { places: Places::open(config)?, program }))
+        }
+        DriverChoice::Auto | DriverChoice::Firecracker | DriverChoice::Container | DriverChoice::Qemu => None,
+    })
 }
 
 impl ProcessDriver {
-    /// For a host with the same configuration.
-    pub fn new(config: &HostConfig) -> Result<Self, HostError> {
-        Ok(Self { places: Places::open(config)? })
-    }
-
     fn signal(&self, id: VmId, dir: &Path, signal: Signal) -> Result<(), HostError> {
         let process = main_process(&self.places, id, dir)?.ok_or(HostError::NoSuchVm(id))?;
         failpoint::reach("fake/before-signal");
@@ -97,13 +112,12 @@ impl Driver for ProcessDriver {
             fs::create_dir_all(&workspace).map_err(HostError::os("make a user's directory"))?;
             arguments.push(workspace.join("files.json").into());
         }
-        let program = env::current_exe().map_err(HostError::os("find this program"))?;
         mark_started(dir)?;
         failpoint::reach("fake/before-launch");
         let launch = Launch {
             id: vm.id,
             instance: &self.places.instance,
-            program: &program,
+            program: &self.program,
             arguments,
             dir,
             log: &dir.join(LogKind::Driver.file_name()),

@@ -53,7 +53,9 @@ pub(crate) async fn choose(
         DriverChoice::Container => &[Candidate::Container],
         DriverChoice::Qemu => &[Candidate::QemuKvm, Candidate::QemuTcg],
         #[cfg(feature = "chaos")]
-        DriverChoice::FirecrackerToy => return Ok(vec![firecracker::toy::driver(config)?]),
+        DriverChoice::FirecrackerToy | DriverChoice::Fake => {
+            unreachable!("drivers without an image are not tried out")
+        }
     };
     let mut reasons = Vec::new();
     let mut chosen = None;
@@ -74,6 +76,8 @@ pub(crate) async fn choose(
         DriverChoice::Qemu => qemu::NAME,
         #[cfg(feature = "chaos")]
         DriverChoice::FirecrackerToy => firecracker::NAME,
+        #[cfg(feature = "chaos")]
+        DriverChoice::Fake => "fake",
     };
     let unusable = || HostError::DriverUnusable { driver: driver.to_owned(), reason: reasons.join("; ") };
     let chosen = chosen.ok_or_else(unusable)?;

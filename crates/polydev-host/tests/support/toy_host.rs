@@ -83,7 +83,7 @@ impl Bench {
             .env("POLYDEV_TEST_WHAT", what)
             .env("POLYDEV_TEST_JAILED", self.config.firecracker.jailed.unwrap().to_string());
         if let Some(name) = failpoint {
-            manager.env("POLYDEV_FAILPOINT", name);
+            manager.env("XTASK_FAILPOINT", name);
         }
         let ended = manager.status().unwrap();
         assert_eq!(ended.signal(), Some(9), "{failpoint:?} is not reached by {what}");
@@ -173,7 +173,7 @@ pub(crate) async fn be_a_manager() -> bool {
             other => panic!("no step {other}"),
         }
     }
-    if std::env::var_os("POLYDEV_FAILPOINT").is_none() {
+    if std::env::var_os("XTASK_FAILPOINT").is_none() {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
     }
     true
