@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use polydev_core::wire::{FileGet, FilePut, Identity, Reply, Request, files::FileBytes};
 use polydev_host::{
-    CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, HostError, NetworkMode, NoEgress, VmKind,
+    CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, HostError, NetworkChoice, NoEgress, VmKind,
     WarmPlan, driver::chaos::ProcessDriver,
 };
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ async fn open(config: &Config) -> Result<Host, HostError> {
         log_bytes_max: 1 << 20,
         log_vms_max: 10,
         keep_failed: false,
-        network: if config.tap { NetworkMode::Tap } else { NetworkMode::Channel },
+        network: if config.tap { NetworkChoice::Tap } else { NetworkChoice::Channel },
         egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
         capacity: None,
