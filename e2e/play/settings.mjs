@@ -12,6 +12,8 @@ export const settings = {
   imageDir: env("POLYDEV_E2E_IMAGES", "/var/cache/polydev/images"),
   demo: inRepository("demo/server.mjs"),
   chromium: env("POLYDEV_E2E_CHROMIUM", "/usr/bin/chromium"),
+  /** How VMs' traffic gets to the host; the controller's default without it. */
+  network: env("POLYDEV_E2E_NETWORK", ""),
   /** Directory for screenshots of the three states; none are made without it. */
   screenshots: env("POLYDEV_E2E_SCREENSHOTS", ""),
   /** Directory for what is left of a failed test. */

@@ -102,6 +102,7 @@ export class World {
       POLYDEV_OVERLAY_DIR: this.path("demo/overlay"),
       POLYDEV_EGRESS_ROUTES: this.path("demo/routes.toml"),
       POLYDEV_SLOTS: "6",
+      ...(settings.network ? { POLYDEV_NETWORK: settings.network } : {}),
       ...this.env,
     };
   }

@@ -95,12 +95,17 @@ pub(crate) async fn take(agent: &Rc<Agent>, identity: Identity) -> Result<Reply,
     }
     best_effort("profile's lock", browser::rename_lock(&identity.hostname));
     let name = &identity.hostname;
-    let resolver = if network::is_there(agent.surroundings) { GATEWAY } else { Ipv4Addr::new(127, 0, 0, 53) };
+    // The gateway is another process on a busy machine; and to musl the timeout is that of all attempts together.
+    let (resolver, patience) = if network::is_there(agent.surroundings) {
+        (GATEWAY, "timeout:10 attempts:4")
+    } else {
+        (Ipv4Addr::new(127, 0, 0, 53), "timeout:2 attempts:2")
+    };
     for (path, content) in [
         ("/etc/hostname", format!("{name}\n")),
         (MACHINE_ID, format!("{}\n", identity.machine_id)),
         ("/etc/hosts", format!("127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n")),
-        ("/etc/resolv.conf", format!("nameserver {resolver}\noptions timeout:2 attempts:2\n")),
+        ("/etc/resolv.conf", format!("nameserver {resolver}\noptions {patience}\n")),
     ] {
         replace(Path::new(path), &content).map_err(|error| refuse_os(path, &error))?;
     }

@@ -20,7 +20,7 @@ use std::{
 
 use polydev_core::{ids::VmId, wire::Identity};
 use polydev_host::{
-    CreateVm, DriverChoice, EgressLimits, Host, HostConfig, NetworkMode, NoEgress, Resources, VmKind,
+    CreateVm, DriverChoice, EgressLimits, Host, HostConfig, NetworkChoice, NoEgress, Resources, VmKind,
     measure_user_disk,
     net::{self, LinkKind},
 };
@@ -107,7 +107,7 @@ impl Place {
             log_bytes_max: 1 << 20,
             log_vms_max: 300,
             keep_failed: false,
-            network: NetworkMode::Channel,
+            network: NetworkChoice::Channel,
             egress_limits: EgressLimits::default(),
             firecracker: Default::default(),
             capacity: None,

@@ -39,6 +39,30 @@ pub struct Capacity {
     pub vcpus_per_core: u64,
 }
 
+/// How new VMs' traffic is to get to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkChoice {
+    /// Through a network device where this process can make one, otherwise on the guest channel.
+    #[default]
+    Auto,
+    /// [`NetworkMode::Channel`].
+    Channel,
+    /// [`NetworkMode::Tap`].
+    Tap,
+}
+
+impl NetworkChoice {
+    /// For a host whose driver is given, not chosen: a device only if it is asked for.
+    #[cfg(feature = "fake")]
+    pub(crate) const fn without_probe(self) -> NetworkMode {
+        match self {
+            Self::Auto | Self::Channel => NetworkMode::Channel,
+            Self::Tap => NetworkMode::Tap,
+        }
+    }
+}
+
 /// How a VM's traffic gets to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,7 +102,7 @@ pub struct HostConfig {
     /// When a VM is refused for want of memory or cores; `None`: never.
     pub capacity: Option<Capacity>,
     /// How new VMs' traffic gets to the host.
-    pub network: NetworkMode,
+    pub network: NetworkChoice,
     /// What each VM may use of its way out.
     pub egress_limits: crate::egress::EgressLimits,
     /// What VMs may take of the machine.

@@ -32,7 +32,7 @@ use crate::{
     config::{HostConfig, NetworkMode},
     driver::{
         Driver, Places,
-        probe::{self, DriverProbe},
+        probe::{self, Chosen, DriverProbe},
     },
     egress::{Accounts, EgressHandler, EgressUsage},
     golden::GoldenImage,
@@ -177,6 +177,8 @@ struct Inner {
     image: String,
     /// The first is used for new VMs.
     drivers: Vec<Arc<dyn Driver>>,
+    /// Of new VMs.
+    network: NetworkMode,
     records: Records,
     slots: Mutex<Slots>,
     networks: Networks,
@@ -205,11 +207,11 @@ impl Host {
         }
         let image = GoldenImage::current(&config.image_dir)?;
         let places = Places::open(&config)?;
-        let drivers = probe::choose(&config, &places, &image).await?;
-        Self::assemble(config, egress, places, image.id, drivers)
+        let chosen = probe::choose(&config, &places, &image).await?;
+        Self::assemble(config, egress, places, image.id, chosen)
     }
 
-    /// A host with a driver of the caller's, for tests.
+    /// A host with a driver of the caller's, for tests. Its VMs have network devices only if that is asked for.
     #[cfg(feature = "fake")]
     pub fn with_driver(
         config: HostConfig,
@@ -217,7 +219,8 @@ impl Host {
         driver: Arc<dyn Driver>,
     ) -> Result<Self, HostError> {
         let places = Places::open(&config)?;
-        Self::assemble(config, egress, places, "none".to_owned(), vec![driver])
+        let chosen = Chosen { drivers: vec![driver], network: config.network.without_probe() };
+        Self::assemble(config, egress, places, "none".to_owned(), chosen)
     }
 
     fn assemble(
@@ -225,7 +228,7 @@ impl Host {
         egress: Arc<dyn EgressHandler>,
         places: Places,
         image: String,
-        drivers: Vec<Arc<dyn Driver>>,
+        Chosen { drivers, network }: Chosen,
     ) -> Result<Self, HostError> {
         let records = Records::open(places.data.join("vms"))?;
         let mut slots = Slots::new(config.slots);
@@ -243,7 +246,7 @@ impl Host {
                 VmState::Hibernated => drop(asleep.insert(record.id)),
             }
         }
-        if config.network == NetworkMode::Tap
+        if network == NetworkMode::Tap
             && let Some(driver) = drivers.first()
         {
             networks.make_ahead(network::link_kind(&**driver));
@@ -257,6 +260,7 @@ impl Host {
             places,
             image,
             drivers,
+            network,
             records,
             slots,
             networks,

@@ -32,7 +32,9 @@ pub use agent::{
     AgentClient, AgentError, ByteStream, Connector, DesktopReader, DesktopWriter, LinkOptions, PtyStream,
 };
 pub use cgroup::{Support as CgroupSupport, Version as CgroupVersion, support as cgroup_support};
-pub use config::{Capacity, DriverChoice, FirecrackerConfig, HostConfig, NetworkMode, Resources};
+pub use config::{
+    Capacity, DriverChoice, FirecrackerConfig, HostConfig, NetworkChoice, NetworkMode, Resources,
+};
 pub use driver::user_disk::measure as measure_user_disk;
 pub use driver::{Hibernation, probe::DriverProbe};
 pub use egress::{EgressHandler, EgressLimits, EgressRefused, EgressUsage, NoEgress};

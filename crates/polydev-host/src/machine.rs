@@ -11,6 +11,7 @@ use crate::{
     cgroup::{self, Version},
     command::{PATH, command, run},
     config::HostConfig,
+    net::{self, LinkKind},
     space,
 };
 
@@ -52,6 +53,9 @@ pub async fn needs(config: &HostConfig) -> Vec<Need> {
     all.extend(FILE_SYSTEMS.map(|(name, by)| file_system(name, by)));
     all.push(device("loop devices", "/dev/loop-control", "container (CLI VMs)", LOOP));
     all.push(namespaces().await);
+    for (what, by, kind) in NETWORKS {
+        all.push(network(what, by, kind).await);
+    }
     all.push(room(config));
     all
 }
@@ -159,6 +163,23 @@ async fn namespaces() -> Need {
     };
     let advice = "run the manager as root with CAP_SYS_ADMIN and CAP_NET_ADMIN";
     Need { what: "network namespaces", by: "all", met: made.is_ok(), found, advice }
+}
+
+/// By what a VM's network device needs of the machine.
+const NETWORKS: [(&str, &str, LinkKind); 2] = [
+    ("network device", "firecracker, qemu", LinkKind::Tap),
+    ("network device (veth)", "container", LinkKind::Veth),
+];
+
+async fn network(what: &'static str, by: &'static str, kind: LinkKind) -> Need {
+    let made = net::try_out(kind).await;
+    let found = match &made {
+        Ok(()) => "one was made in a namespace of its own".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let advice =
+        "with vms.network = auto the traffic of VMs takes the guest channel instead, which is slower";
+    Need { what, by, met: made.is_ok(), found, advice }
 }
 
 fn room(config: &HostConfig) -> Need {

@@ -17,5 +17,5 @@ mod rtnetlink;
 pub use error::NetworkError;
 pub use gateway::Guest;
 pub use link::LinkKind;
-pub use pool::{Networks, measure, remove_all};
+pub use pool::{Networks, measure, remove_all, try_out};
 pub(crate) use pool::{Scratch, guest_namespace_of, namespace_of};

@@ -10,7 +10,7 @@ mod toy_host;
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
 
 use polydev_host::{
-    FastStart, FirecrackerConfig, Host, HostError, LogKind, NetworkMode, Vm,
+    FastStart, FirecrackerConfig, Host, HostError, LogKind, NetworkChoice, Vm,
     firecracker::{
         InstanceState, SnapshotKind, toy,
         vmm::{Home, Item, Jail, Limits, Machine, Program, ProgramError, Setup, Vmm},
@@ -418,7 +418,7 @@ async fn jails_work_where_the_run_directory_forbids_programs_and_devices() {
 async fn a_vm_with_a_network_device_and_limits_boots_sleeps_wakes_and_is_restored_in_its_slots_namespace() {
     for jailed in [false, true] {
         let Some(mut bench) = Bench::new(jailed) else { return };
-        bench.config.network = NetworkMode::Tap;
+        bench.config.network = NetworkChoice::Tap;
         bench.config.firecracker.disk_mib_per_s = Some(50);
         bench.config.firecracker.network_mib_per_s = Some(20);
         let host = bench.host().await;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use polydev_core::ids::Slot;
-use polydev_host::net::{LinkKind, NetworkError, Networks, measure, remove_all};
+use polydev_host::net::{LinkKind, NetworkError, Networks, measure, remove_all, try_out};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -164,6 +164,14 @@ async fn a_network_that_cannot_be_named_leaves_nothing_and_says_what_failed() {
     let networks = Networks::open(place.path(), 1);
     let error = networks.take(slot(1), LinkKind::Tap).await.unwrap_err();
     assert!(matches!(&error, NetworkError::Os { op, .. } if op.contains("netns")), "{error}");
+}
+
+#[tokio::test]
+async fn networks_that_can_be_made_can_be_tried_out_before() {
+    let Some(_place) = Place::new() else { return };
+    for kind in [LinkKind::Tap, LinkKind::Veth] {
+        try_out(kind).await.unwrap();
+    }
 }
 
 #[tokio::test]

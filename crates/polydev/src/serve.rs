@@ -232,8 +232,8 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { listen, source })?;
     let listen = listener.local_addr()?;
     let remote = connect_host(&config, &egress).await?;
-    let machines: Arc<dyn Machines> = match &remote {
-        Some(remote) => Arc::new(remote.clone()),
+    let (machines, own): (Arc<dyn Machines>, _) = match &remote {
+        Some(remote) => (Arc::new(remote.clone()), None),
         None => open_machines(&config, Arc::clone(&egress)).await?,
     };
     let token = token_file(&config);
@@ -301,6 +301,11 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     }
     // A panic there has been printed; there is nothing left to do but end.
     let _ = ending.await;
+    if let Some(host) = own
+        && let Err(error) = host.end().await
+    {
+        tracing::warn!(%error, "networks that lay ready are left to the next controller");
+    }
     tracing::info!("polydev has ended");
     Ok(())
 }
@@ -320,7 +325,11 @@ async fn connect_host(config: &Config, egress: &Arc<Egress>) -> Result<Option<Re
     Ok(Some(RemoteHost::connect(options, Arc::clone(egress) as _, HOST_LIMIT).await?))
 }
 
-async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn Machines>, ServeError> {
+/// With the host, if there is one in this process.
+async fn open_machines(
+    config: &Config,
+    egress: Arc<Egress>,
+) -> Result<(Arc<dyn Machines>, Option<Host>), ServeError> {
     match Host::open(host_config(config), egress).await {
         Ok(host) => {
             let status = host.status();
@@ -330,11 +339,11 @@ async fn open_machines(config: &Config, egress: Arc<Egress>) -> Result<Arc<dyn M
                     "guests share this machine's kernel: for demos and tests only"
                 );
             }
-            Ok(Arc::new(host))
+            Ok((Arc::new(host.clone()), Some(host)))
         }
         Err(error) => {
             tracing::error!(%error, "no VM can be made until this is mended; the API works all the same");
-            Ok(Arc::new(Unavailable::because(error, usize::from(config.vms.slots))?))
+            Ok((Arc::new(Unavailable::because(error, usize::from(config.vms.slots))?), None))
         }
     }
 }

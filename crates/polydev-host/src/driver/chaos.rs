@@ -48,7 +48,7 @@ struct ProcessDriver {
 /// The driver of a host that has no golden image, if that is what is asked for.
 pub(crate) fn without_image(config: &HostConfig) -> Result<Option<Arc<dyn Driver>>, HostError> {
     Ok(match config.driver {
-        DriverChoice::FirecrackerToy => Some(firecracker::toy::driver(config)?),
+        DriverChoice::FirecrackerToy => Some(firecracker::toy::driver(config, config.network.without_probe())?),
         DriverChoice::Fake => {
             let program = env::var_os(GUEST_VARIABLE).map(PathBuf::from);
             let unset = || HostError::DriverUnusable {

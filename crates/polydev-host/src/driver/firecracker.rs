@@ -70,18 +70,24 @@ pub(crate) struct FirecrackerDriver {
 }
 
 impl FirecrackerDriver {
-    pub(crate) fn new(places: Places, image: GoldenImage, programs: Programs, config: &HostConfig) -> Self {
-        Self::of(places, Guest::Linux { image, programs }, config)
+    pub(crate) fn new(
+        places: Places,
+        image: GoldenImage,
+        programs: Programs,
+        config: &HostConfig,
+        network: NetworkMode,
+    ) -> Self {
+        Self::of(places, Guest::Linux { image, programs }, config, network)
     }
 
-    fn of(places: Places, guest: Guest, host: &HostConfig) -> Self {
+    fn of(places: Places, guest: Guest, host: &HostConfig, network: NetworkMode) -> Self {
         let config = host.firecracker.clone();
         Self {
             guest,
             firecracker: Checked::new(config.program.clone()),
             jailer: Checked::new(config.jailer.clone()),
             config,
-            network: host.network,
+            network,
             places,
             making: tokio::sync::Mutex::default(),
         }

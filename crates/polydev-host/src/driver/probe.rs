@@ -11,9 +11,10 @@ use super::{
     qemu::{self, Accel, QemuDriver},
 };
 use crate::{
-    config::{DriverChoice, HostConfig},
+    config::{DriverChoice, HostConfig, NetworkChoice, NetworkMode},
     error::HostError,
     golden::GoldenImage,
+    net::{self, LinkKind},
 };
 
 /// What a probe found, for `polydev doctor`.
@@ -41,12 +42,20 @@ pub(crate) async fn all(config: &HostConfig) -> Vec<DriverProbe> {
     probes
 }
 
-/// The drivers of a host: the one that new VMs use, then those that may still have older VMs.
+/// What a host's VMs are run with.
+pub(crate) struct Chosen {
+    /// The one that new VMs use, then those that may still have older VMs.
+    pub(crate) drivers: Vec<Arc<dyn Driver>>,
+    /// Of new VMs.
+    pub(crate) network: NetworkMode,
+}
+
+/// Tries out what the configuration leaves open.
 pub(crate) async fn choose(
     config: &HostConfig,
     places: &Places,
     image: &GoldenImage,
-) -> Result<Vec<Arc<dyn Driver>>, HostError> {
+) -> Result<Chosen, HostError> {
     let candidates: &[Candidate] = match config.driver {
         DriverChoice::Auto => &ORDER,
         DriverChoice::Firecracker => &[Candidate::Firecracker],
@@ -82,6 +91,7 @@ pub(crate) async fn choose(
     let unusable = || HostError::DriverUnusable { driver: driver.to_owned(), reason: reasons.join("; ") };
     let chosen = chosen.ok_or_else(unusable)?;
     let accel = if chosen == Candidate::QemuKvm { Accel::Kvm } else { Accel::Tcg };
+    let network = network(config.network, chosen).await;
     let programs = Programs {
         agent: config.agent_path.clone(),
         desktop: config.desktop_path.clone(),
@@ -89,8 +99,8 @@ pub(crate) async fn choose(
     };
     let (place, image) = (|| places.clone(), || image.clone());
     let container = Arc::new(ContainerDriver::new(place(), image(), programs.clone()));
-    let qemu = Arc::new(QemuDriver::new(place(), image(), programs.clone(), accel, config.network));
-    let firecracker = Arc::new(FirecrackerDriver::new(place(), image(), programs, config));
+    let qemu = Arc::new(QemuDriver::new(place(), image(), programs.clone(), accel, network));
+    let firecracker = Arc::new(FirecrackerDriver::new(place(), image(), programs, config, network));
     let mut drivers: Vec<Arc<dyn Driver>> = vec![container, qemu, firecracker];
     let first = match chosen {
         Candidate::Container => 0,
@@ -98,7 +108,25 @@ pub(crate) async fn choose(
         Candidate::Firecracker => 2,
     };
     drivers.swap(0, first);
-    Ok(drivers)
+    Ok(Chosen { drivers, network })
+}
+
+/// The network of new VMs: devices if they are asked for or can be made.
+async fn network(choice: NetworkChoice, driver: Candidate) -> NetworkMode {
+    match choice {
+        NetworkChoice::Channel => NetworkMode::Channel,
+        NetworkChoice::Tap => NetworkMode::Tap,
+        NetworkChoice::Auto => match net::try_out(driver.link_kind()).await {
+            Ok(()) => {
+                tracing::info!(network = "tap", "network chosen");
+                NetworkMode::Tap
+            }
+            Err(error) => {
+                tracing::warn!(network = "channel", %error, "network chosen: devices cannot be made");
+                NetworkMode::Channel
+            }
+        },
+    }
 }
 
 /// Something that may be usable.
@@ -123,6 +151,13 @@ impl Candidate {
             Self::QemuTcg => "qemu-tcg",
         }
     }
+
+    const fn link_kind(self) -> LinkKind {
+        match self {
+            Self::Container => LinkKind::Veth,
+            Self::Firecracker | Self::QemuKvm | Self::QemuTcg => LinkKind::Tap,
+        }
+    }
 }
 
 /// Runs something with a candidate. What was found of KVM is remembered, unless it is to be found out `afresh`.
@@ -140,5 +175,26 @@ async fn try_out(candidate: Candidate, config: &HostConfig, afresh: bool) -> Res
         }
         Candidate::Container => ContainerDriver::probe(&config.run_dir).await,
         Candidate::QemuTcg => qemu::probe::tcg(&config.run_dir).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+    #[test]
+    fn without_the_rights_for_a_device_traffic_takes_the_guest_channel_unless_one_is_asked_for() {
+        let chosen = std::thread::spawn(|| {
+            let none = CapabilitySet::empty();
+            set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let auto = network(NetworkChoice::Auto, Candidate::Container).await;
+                [auto, network(NetworkChoice::Tap, Candidate::Container).await]
+            })
+        });
+        assert_eq!(chosen.join().unwrap(), [NetworkMode::Channel, NetworkMode::Tap]);
     }
 }

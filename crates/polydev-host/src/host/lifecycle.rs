@@ -177,7 +177,7 @@ impl Inner {
             boot_id: Some(process::boot_id().to_owned()),
             process: None,
             identity: Some(without_entropy(&create.identity)),
-            network: self.config.network,
+            network: self.network,
         };
         failpoint::reach("create/before-record");
         if let VmKind::Cli { user } = &create.kind {

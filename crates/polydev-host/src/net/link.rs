@@ -12,7 +12,7 @@
 //! Nothing else is in there and nothing is forwarded: whatever address a guest dials is one of the namespace's own. A
 //! packet with a false source claims one of these, too, and the kernel drops it.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{fs::File, io, os::fd::OwnedFd, path::Path};
 
 use polydev_core::guest::network::{ADDRESS, DEVICE, GATEWAY, GATEWAY_MAC, MAC, MTU, PREFIX};
 use rustix::{
@@ -74,6 +74,29 @@ pub enum LinkKind {
 
 /// Makes a network with a TAP and names its namespace. Leaves the calling thread in there.
 pub(super) fn make_tap(slot: u8, name: &Path) -> Result<(), NetworkError> {
+    connect_tap(slot)?;
+    namespace::name(name).map_err(NetworkError::os(format!("name a network namespace {}", name.display())))
+}
+
+/// Makes a network with a veth pair and names its namespaces, the container's first.
+pub(super) fn make_veth(name: &Path, guest_name: &Path) -> Result<(), NetworkError> {
+    let own = connect_veth()?;
+    namespace::name(guest_name)
+        .map_err(NetworkError::os(format!("name a network namespace {}", guest_name.display())))?;
+    namespace::enter(&own).map_err(NetworkError::os("enter a network namespace"))?;
+    namespace::name(name).map_err(NetworkError::os(format!("name a network namespace {}", name.display())))
+}
+
+/// Makes a network without a name: it ends with the calling thread.
+pub(super) fn make_nameless(kind: LinkKind) -> Result<(), NetworkError> {
+    match kind {
+        LinkKind::Tap => connect_tap(0),
+        LinkKind::Veth => connect_veth().map(drop),
+    }
+}
+
+/// Leaves the calling thread in the new namespace.
+fn connect_tap(slot: u8) -> Result<(), NetworkError> {
     namespace::enter_new().map_err(NetworkError::os("make a network namespace"))?;
     settle().map_err(NetworkError::os("set up a network namespace"))?;
     let tap = open_tap().map_err(|error| match error {
@@ -87,12 +110,11 @@ pub(super) fn make_tap(slot: u8, name: &Path) -> Result<(), NetworkError> {
         let index = namespace::link_index(TAP)?;
         near_end(&mut netlink, index, Some(&Link { name: TAP, mac: GATEWAY_MAC, mtu: MTU }))
     };
-    connect().map_err(NetworkError::os("set a TAP up"))?;
-    namespace::name(name).map_err(NetworkError::os(format!("name a network namespace {}", name.display())))
+    connect().map_err(NetworkError::os("set a TAP up"))
 }
 
-/// Makes a network with a veth pair and names its namespaces, the container's first.
-pub(super) fn make_veth(name: &Path, guest_name: &Path) -> Result<(), NetworkError> {
+/// Leaves the calling thread in the container's namespace, and returns the gateway's.
+fn connect_veth() -> Result<File, NetworkError> {
     let enter = |what: &str| namespace::enter_new().map_err(NetworkError::os(what.to_owned()));
     let guest = enter("make a container's network namespace")?;
     settle().map_err(NetworkError::os("set up a container's network namespace"))?;
@@ -113,10 +135,7 @@ pub(super) fn make_veth(name: &Path, guest_name: &Path) -> Result<(), NetworkErr
         netlink.add_default_route(index, GATEWAY)
     };
     connect().map_err(NetworkError::os("set a veth pair up"))?;
-    namespace::name(guest_name)
-        .map_err(NetworkError::os(format!("name a network namespace {}", guest_name.display())))?;
-    namespace::enter(&own).map_err(NetworkError::os("enter a network namespace"))?;
-    namespace::name(name).map_err(NetworkError::os(format!("name a network namespace {}", name.display())))
+    Ok(own)
 }
 
 /// What every namespace of ours has.

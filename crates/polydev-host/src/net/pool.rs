@@ -234,6 +234,11 @@ pub fn remove_all(run_dir: &Path) -> Result<(), NetworkError> {
     }
 }
 
+/// Makes a network of this kind and lets it go again: whether this process can.
+pub async fn try_out(kind: LinkKind) -> Result<(), NetworkError> {
+    off_runtime(move || link::make_nameless(kind)).await
+}
+
 /// Makes and removes one network after the other in `run_dir` and says how long each took to make.
 pub async fn measure(run_dir: &Path, kind: LinkKind, rounds: usize) -> Result<Vec<Duration>, NetworkError> {
     let slot = Slot::new(1).expect("there is a first slot");

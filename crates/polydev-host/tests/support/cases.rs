@@ -1,6 +1,6 @@
 //! The cases of the contract suite.
 
-use std::{collections::HashSet, fs, os::unix::fs::PermissionsExt};
+use std::collections::HashSet;
 
 use polydev_core::{
     ids::UserId,
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     leftovers,
-    machine::{Kind, Machine, browser, cli, new_id, run},
+    machine::{Kind, Machine, browser, cli, new_id, run, static_program},
 };
 
 pub(crate) async fn a_created_vm_answers_has_its_identity_and_leaves_nothing_but_logs(kind: Kind) {
@@ -157,7 +157,9 @@ pub(crate) async fn a_guest_that_dies_at_start_is_reported_with_its_last_words(k
     } else {
         // An agent that only complains.
         let broken = machine.config.run_dir.with_file_name("broken-agent");
-        broken_agent(&broken);
+        let words =
+            "#include <unistd.h>\nint main(void) { write(1, \"FAKE last words\\n\", 16); return 1; }\n";
+        static_program(words, &broken);
         machine.config.agent_path = broken;
     }
     let host = machine.host().await;
@@ -190,17 +192,6 @@ pub(crate) async fn more_vms_than_slots_are_refused_and_slots_come_back(kind: Ki
     host.destroy(second).await.unwrap();
     drop((vm, again, host));
     machine.assert_nothing_left();
-}
-
-/// Builds a static program that says its last words and ends.
-fn broken_agent(target: &std::path::Path) {
-    let source = target.with_extension("c");
-    let words = "#include <unistd.h>\nint main(void) { write(1, \"FAKE last words\\n\", 16); return 1; }\n";
-    fs::write(&source, words).unwrap();
-    let built =
-        std::process::Command::new("cc").args(["-static", "-o"]).arg(target).arg(&source).status().unwrap();
-    assert!(built.success());
-    fs::set_permissions(target, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// Of the suite itself, not of a driver.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -176,6 +179,16 @@ pub(crate) async fn run(vm: &Vm, argv: &[&str]) -> String {
     }
 }
 
+/// Builds a program from C that runs in every guest.
+pub(crate) fn static_program(source: &str, target: &Path) {
+    let file = target.with_extension("c");
+    std::fs::write(&file, source).unwrap();
+    let built = Command::new("cc").args(["-static", "-o"]).arg(target).arg(&file).status().unwrap();
+    assert!(built.success());
+    std::fs::remove_file(&file).unwrap();
+    std::fs::set_permissions(target, Permissions::from_mode(0o755)).unwrap();
+}
+
 fn config(kind: &Kind, dir: &Path) -> HostConfig {
     let path = |variable: &str, default: &str| {
         std::env::var_os(variable).map_or_else(|| PathBuf::from(default), PathBuf::from)
@@ -198,7 +211,7 @@ fn config(kind: &Kind, dir: &Path) -> HostConfig {
         log_vms_max: 10,
         keep_failed: false,
         capacity: None,
-        network: polydev_host::NetworkMode::Channel,
+        network: polydev_host::NetworkChoice::Channel,
         egress_limits: polydev_host::EgressLimits::default(),
         resources: Default::default(),
         firecracker: Default::default(),

@@ -140,21 +140,6 @@ fn reach() -> Vec<String> {
     })
 }
 
-/// Tries every address, multicast and broadcast; none of it may answer but the gateway's own name server.
-pub(crate) fn try_everything() {
-    let answered = reach();
-    assert!(answered.is_empty(), "{answered:?}");
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_broadcast(true).unwrap();
-    for to in
-        [IpAddr::V4(MULTICAST), IpAddr::V4(Ipv4Addr::BROADCAST), IpAddr::V4(Ipv4Addr::new(169, 254, 0, 23))]
-    {
-        for port in UDP_PORTS {
-            let _ = socket.send_to(b"x", (to, port));
-        }
-    }
-}
-
 fn tcp_answers(to: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&to, ANSWER_LIMIT) else { return false };
     stream.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();

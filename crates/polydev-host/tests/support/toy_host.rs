@@ -14,7 +14,7 @@ use polydev_core::{
     wire::Identity,
 };
 use polydev_host::{
-    CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, NetworkMode, NoEgress, Vm, VmKind,
+    CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, NetworkChoice, NoEgress, Vm, VmKind,
 };
 use tempfile::TempDir;
 
@@ -224,7 +224,7 @@ fn config(dir: &Path, program: PathBuf, jailed: bool) -> HostConfig {
         log_vms_max: 10,
         keep_failed: false,
         capacity: None,
-        network: NetworkMode::Channel,
+        network: NetworkChoice::Channel,
         egress_limits: Default::default(),
         resources: Default::default(),
         firecracker: FirecrackerConfig {

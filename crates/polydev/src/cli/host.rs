@@ -120,6 +120,9 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     if timeout(DRAIN_LIMIT, serving).await.is_err() {
         tracing::warn!("work under way was cut off; the next host process finds what it left");
     }
+    if let Err(error) = host.end().await {
+        tracing::warn!(%error, "networks that lay ready are left to the next host process");
+    }
     Ok(())
 }
 

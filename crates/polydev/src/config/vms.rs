@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use polydev_core::ids::Slot;
-use polydev_host::{Capacity, DriverChoice, FirecrackerConfig, NetworkMode, Resources};
+use polydev_host::{Capacity, DriverChoice, FirecrackerConfig, NetworkChoice, Resources};
 
 use super::Settings;
 
@@ -75,7 +75,7 @@ pub struct VmsConfig {
     /// When a VM is refused for want of memory or cores.
     pub capacity: Capacity,
     /// How VMs' traffic gets to the host.
-    pub network: NetworkMode,
+    pub network: NetworkChoice,
     /// What they may take of the machine.
     pub resources: Resources,
     /// Programs, users and rates of the driver `firecracker`.
@@ -124,7 +124,7 @@ impl VmsConfig {
             warm,
             hibernate_after: (hibernate_after_s > 0).then(|| Duration::from_secs(hibernate_after_s)),
             capacity,
-            network: settings.get("network", Network(NetworkMode::Channel)).0,
+            network: settings.get("network", Network(NetworkChoice::Auto)).0,
             resources: resources(settings),
             firecracker: firecracker(settings),
         }
@@ -190,13 +190,13 @@ fn resources(settings: &mut Settings) -> Resources {
     }
 }
 
-struct Network(NetworkMode);
+struct Network(NetworkChoice);
 
 impl FromStr for Network {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed: Result<NetworkMode, _> = serde_json::from_value(text.into());
-        parsed.map(Self).map_err(|_| "must be `channel` or `tap`")
+        let parsed: Result<NetworkChoice, _> = serde_json::from_value(text.into());
+        parsed.map(Self).map_err(|_| "must be `auto`, `tap` or `channel`")
     }
 }
 

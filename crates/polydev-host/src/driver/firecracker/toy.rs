@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 
 use super::{FirecrackerDriver, guest::Guest};
 use crate::{
-    config::HostConfig,
+    config::{HostConfig, NetworkMode},
     driver::{
         Driver, Places,
         fake::{FakeAgent, Files},
@@ -43,13 +43,13 @@ pub(super) struct ToyGuest {
 pub(super) struct StandIns(Arc<Mutex<BTreeMap<VmId, Arc<FakeAgent>>>>);
 
 /// A driver whose VMs are real and whose guests are toys.
-pub(crate) fn driver(config: &HostConfig) -> Result<Arc<dyn Driver>, HostError> {
-    Ok(Arc::new(of_places(Places::open(config)?, config)))
+pub(crate) fn driver(config: &HostConfig, network: NetworkMode) -> Result<Arc<dyn Driver>, HostError> {
+    Ok(Arc::new(of_places(Places::open(config)?, config, network)))
 }
 
-pub(crate) fn of_places(places: Places, config: &HostConfig) -> FirecrackerDriver {
+pub(crate) fn of_places(places: Places, config: &HostConfig, network: NetworkMode) -> FirecrackerDriver {
     let guest = Guest::Toy(ToyGuest { agents: StandIns::default() });
-    FirecrackerDriver::of(places, guest, config)
+    FirecrackerDriver::of(places, guest, config, network)
 }
 
 impl ToyGuest {
