@@ -134,6 +134,14 @@ impl Driver for ProcessDriver {
         self.signal(vm.id, dir, Signal::CONT)
     }
 
+    async fn pause(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::STOP)
+    }
+
+    async fn go_on(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::CONT)
+    }
+
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
         kill_all(&self.places, id).await
     }
