@@ -102,6 +102,8 @@ export class World {
       POLYDEV_OVERLAY_DIR: this.path("demo/overlay"),
       POLYDEV_EGRESS_ROUTES: this.path("demo/routes.toml"),
       POLYDEV_SLOTS: "6",
+      // Tests that are not about it do without a VM that is made beside theirs.
+      POLYDEV_WARM_BROWSER_VMS_HIGH: "0",
       ...this.env,
     };
   }
