@@ -103,6 +103,8 @@ export class World {
       POLYDEV_EGRESS_ROUTES: this.path("demo/routes.toml"),
       POLYDEV_SLOTS: "6",
       ...(settings.network ? { POLYDEV_NETWORK: settings.network } : {}),
+      // Tests that are not about it do without a VM that is made beside theirs.
+      POLYDEV_WARM_BROWSER_VMS_HIGH: "0",
       ...this.env,
     };
   }

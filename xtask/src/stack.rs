@@ -36,6 +36,8 @@ pub(crate) struct StackConfig {
     pub(crate) listen: SocketAddr,
     /// `auto`, `container` or `qemu`; `None` leaves it to the controller's own configuration.
     pub(crate) driver: Option<String>,
+    /// Whether browser VMs may wait for somebody; if not, the machine does nothing but what it is asked for.
+    pub(crate) pool: bool,
     /// The controller's log goes to a file instead of this terminal.
     pub(crate) quiet: bool,
 }
@@ -83,6 +85,9 @@ impl Stack {
             .env("POLYDEV_EGRESS_ROUTES", demo_dir.join("routes.toml"));
         if let Some(driver) = &config.driver {
             serve.env("POLYDEV_DRIVER", driver);
+        }
+        if !config.pool {
+            serve.env("POLYDEV_WARM_BROWSER_VMS_LOW", "0").env("POLYDEV_WARM_BROWSER_VMS_HIGH", "0");
         }
         if config.quiet {
             let log = config.state_dir.join("controller.log");

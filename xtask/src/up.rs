@@ -43,6 +43,7 @@ pub(crate) fn up() -> Result<()> {
         run_dir: PathBuf::from("/run/polydev-up"),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
         driver: std::env::var("POLYDEV_DRIVER").ok(),
+        pool: true,
         quiet: std::env::var_os("XTASK_VERBOSE").is_none(),
     };
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("listen for Ctrl-C")?;

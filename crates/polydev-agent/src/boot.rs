@@ -78,7 +78,9 @@ fn run() -> Result<Infallible, BootError> {
     match options.upper {
         Upper::Tmpfs => mount_new("upper", "/upper", "tmpfs", nothing, "mode=0700")?,
         Upper::Disk(_) => {
-            mount_new(&disks[DATA_DISK], "/upper", "ext4", MountFlags::NOATIME | MountFlags::NODEV, "")?;
+            // What is deleted is given back to the host's disk where the VMM passes that on.
+            let flags = MountFlags::NOATIME | MountFlags::NODEV;
+            mount_new(&disks[DATA_DISK], "/upper", "ext4", flags, "discard")?;
             fs::set_permissions("/upper", fs::Permissions::from_mode(0o700)).step("protect /upper")?;
         }
     }

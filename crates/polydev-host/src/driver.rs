@@ -85,6 +85,10 @@ pub trait Driver: Send + Sync + 'static {
     /// Lets a VM go on that was held, or that was being held or woken when an earlier process ended; one that runs is
     /// left alone. [`HostError::MemoryLost`] when what was kept is of no use.
     async fn resume(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError>;
+    /// Has a running VM stand still as it is, its process and connections kept. Repeating it is fine.
+    async fn pause(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
+    /// Lets a VM go on that stands still; one that runs or has ended is left alone.
+    async fn go_on(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
     /// Gives a running VM the host name in its record, where the guest cannot do that itself.
     async fn rename(&self, _vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
         Ok(())
@@ -146,12 +150,9 @@ impl Places {
         self.data.join("held").join(id.to_string())
     }
 
-    /// Refuses a write of `bytes` to the data directory that would fill its disk. Nothing is always written.
+    /// Refuses a write of `bytes` to the data directory that would leave too little on its disk.
     pub(crate) fn room(&self, bytes: u64, what: &str) -> Result<(), HostError> {
-        match bytes {
-            0 => Ok(()),
-            _ => space::check(&self.data, bytes, self.resources.disk_reserve_bytes, what),
-        }
+        space::check(&self.data, bytes, self.resources.disk_reserve_bytes, what)
     }
 
     /// The limits of a VM's group. A VM of a monitor takes more than its guest has: what the monitor needs itself,

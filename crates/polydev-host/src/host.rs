@@ -2,6 +2,7 @@
 
 mod admission;
 mod agent_logs;
+mod disk;
 mod drain;
 mod failed;
 pub(crate) mod handover;
@@ -167,7 +168,7 @@ pub struct ReclaimReport {
 #[derive(Clone)]
 pub struct Host {
     inner: Arc<Inner>,
-    _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 4]>,
 }
 
 struct Inner {
@@ -241,7 +242,7 @@ impl Host {
                 networks.note(record.slot);
             }
             match record.state {
-                VmState::Active => {}
+                VmState::Active | VmState::Paused => {}
                 VmState::Warm => warm.push(record.id),
                 VmState::Hibernated => drop(asleep.insert(record.id)),
             }
@@ -275,7 +276,8 @@ impl Host {
             draining: Default::default(),
         });
         let sampling = usage::keep(&inner, |inner: &Inner| (&inner.usage, &inner.places, &inner.records));
-        let tasks = [tend_logs(Arc::clone(&inner)), pool::keep(Arc::clone(&inner)), sampling];
+        let pool = pool::keep(Arc::clone(&inner));
+        let tasks = [tend_logs(Arc::clone(&inner)), pool, sampling, disk::keep(&inner)];
         Ok(Self { inner, _tasks: Arc::new(tasks.map(AbortOnDropHandle::new)) })
     }
 
@@ -374,6 +376,7 @@ impl Host {
             vms: self.usage(),
             starts: self.inner.phases.figures(),
             disk_free_bytes: space::free(&self.inner.places.data).unwrap_or(0),
+            disk_reserve_bytes: self.inner.places.resources.disk_reserve_bytes,
         }
     }
 

@@ -96,6 +96,8 @@ pub enum VmState {
     Active,
     /// Nobody's yet: it waits in the pool.
     Warm,
+    /// Somebody's, standing still as it is until the host's disk has room again.
+    Paused,
     /// Somebody's, asleep.
     Hibernated,
 }

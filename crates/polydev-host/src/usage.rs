@@ -23,7 +23,7 @@ use crate::{
     egress::EgressUsage,
     host::VmKind,
     process,
-    record::{Records, VmRecord},
+    record::{Records, VmRecord, VmState},
 };
 
 /// How often a sample is taken.
@@ -53,6 +53,9 @@ pub struct VmUsage {
     pub disk_written_bytes: u64,
     /// What the user's disk takes on the host's; zero for a browser VM.
     pub workspace_bytes: u64,
+    /// It stands still until the disk has room again.
+    #[serde(default)]
+    pub paused: bool,
     /// Processes and threads now.
     pub tasks: u64,
     /// Processes that the kernel ended for want of memory.
@@ -70,6 +73,9 @@ pub struct HostFigures {
     pub starts: Vec<PhaseFigures>,
     /// Free on the disk of the data directory.
     pub disk_free_bytes: u64,
+    /// With less than this free no VM starts; with a quarter of it, workspaces that grow are paused.
+    #[serde(default)]
+    pub disk_reserve_bytes: u64,
 }
 
 /// The latest sample.
@@ -163,6 +169,7 @@ fn counted(places: &Places, record: &VmRecord) -> VmUsage {
         disk_read_bytes: group.read_bytes,
         disk_written_bytes: group.written_bytes,
         workspace_bytes,
+        paused: record.state == VmState::Paused,
         tasks: group.tasks,
         oom_kills: group.oom_kills,
         network: EgressUsage::default(),

@@ -5,6 +5,8 @@
 
 #[path = "support/cases.rs"]
 mod cases;
+#[path = "support/full.rs"]
+mod full;
 #[path = "support/leftovers.rs"]
 mod leftovers;
 #[path = "support/machine.rs"]
@@ -51,6 +53,16 @@ macro_rules! contract {
             })*
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_workspace_that_fills_the_disk_stands_still_and_goes_on_when_there_is_room() {
+                super::full::a_workspace_that_fills_the_disk_stands_still_and_goes_on_when_there_is_room().await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn what_a_workspace_deletes_is_given_back_to_the_hosts_disk() {
+                super::full::what_a_workspace_deletes_is_given_back_to_the_hosts_disk(super::machine::Kind::Container).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn a_test_that_fails_leaves_no_vm_to_the_next() {
                 super::cases::a_test_that_fails_leaves_no_vm_to_the_next(super::machine::Kind::Container).await;
             }
@@ -64,6 +76,11 @@ macro_rules! contract {
             async fn $sleeping() {
                 super::sleep::$sleeping(super::machine::Kind::Qemu).await;
             })*
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn what_a_workspace_deletes_is_given_back_to_the_hosts_disk() {
+                super::full::what_a_workspace_deletes_is_given_back_to_the_hosts_disk(super::machine::Kind::Qemu).await;
+            }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn restored_vms_wait_in_the_pool() {

@@ -35,6 +35,8 @@ use crate::{
 
 /// How long sign-ins may take to end at a shutdown.
 const CLOSING_LIMIT: Duration = Duration::from_secs(20);
+/// How long VMs that nobody has may take to go then.
+const POOL_LIMIT: Duration = Duration::from_secs(15);
 
 /// What an [`App`] is built from.
 pub struct Parts {
@@ -208,6 +210,9 @@ impl App {
     pub async fn shut_down(&self) {
         tracing::info!("shutting down");
         self.sessions.shut_down(CLOSING_LIMIT).await;
+        if let Err(error) = self.machines.end_pool(POOL_LIMIT).await {
+            tracing::warn!(%error, "VMs that were held ready may be left; the next start takes them over");
+        }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -171,6 +171,18 @@ mod tests {
     }
 
     #[test]
+    fn one_mark_of_the_pool_is_both_and_none_leaves_it_to_the_host() {
+        let marks = |pairs: &[(&str, &str)]| load("", pairs, &[]).map(|config| config.vms.warm);
+        let (low, high) = ("POLYDEV_WARM_BROWSER_VMS_LOW", "POLYDEV_WARM_BROWSER_VMS_HIGH");
+        assert_eq!(marks(&[]).unwrap(), None);
+        assert_eq!(marks(&[(high, "0")]).unwrap(), Some((0, 0)));
+        assert_eq!(marks(&[(low, "2")]).unwrap(), Some((2, 2)));
+        assert_eq!(marks(&[(low, "1"), (high, "3")]).unwrap(), Some((1, 3)));
+        let error = marks(&[(low, "3"), (high, "1")]).unwrap_err();
+        assert!(error.to_string().contains("warm_browser_vms_high"), "{error}");
+    }
+
+    #[test]
     fn a_host_process_of_its_own_keeps_things_where_its_controller_cannot_move_them() {
         let file = "[paths]\ndata_dir = \"/d\"\n";
         let one = load(file, &[], &[]).unwrap();

@@ -2,7 +2,7 @@
 
 mod remote;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
@@ -27,6 +27,10 @@ pub trait Machines: Send + Sync + 'static {
     async fn resume(&self, id: VmId) -> Result<Resumed, HostError>;
     /// See [`Host::set_warm`].
     async fn set_warm(&self, plan: WarmPlan) -> Result<(), HostError>;
+    /// This process is about to end in order. See [`Host::end_pool`]; a host that is a process of its own keeps its pool.
+    async fn end_pool(&self, _limit: Duration) -> Result<(), HostError> {
+        Ok(())
+    }
     /// See [`Host::destroy`].
     async fn destroy(&self, id: VmId) -> Result<(), HostError>;
     /// See [`Host::destroy_failed`].
@@ -78,6 +82,9 @@ impl Machines for Host {
     async fn set_warm(&self, plan: WarmPlan) -> Result<(), HostError> {
         Host::set_warm(self, plan);
         Ok(())
+    }
+    async fn end_pool(&self, limit: Duration) -> Result<(), HostError> {
+        Host::end_pool(self, limit).await
     }
     async fn destroy(&self, id: VmId) -> Result<(), HostError> {
         Host::destroy(self, id).await

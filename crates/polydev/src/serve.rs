@@ -51,6 +51,9 @@ struct BuiltIn;
 const UNSENT_MAX_BYTES: u32 = 128 << 10;
 /// How long the host process may take to be there.
 const HOST_LIMIT: Duration = Duration::from_secs(60);
+/// Browser VMs that wait for somebody where nobody said how many: a person who signs in does not wait for the start of
+/// one, and what it takes is given back as soon as anything else needs it.
+const WARM: (usize, usize) = (1, 1);
 /// How long open connections may take to end once everything else has.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -357,11 +360,14 @@ fn prepare(app: &App) {
         return;
     }
     tokio::spawn(async move {
-        match machines.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await {
+        let prepared = machines.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await;
+        match &prepared {
             Ok(()) => tracing::info!("browser VMs start fast from now on"),
             Err(error) => tracing::warn!(%error, "browser VMs start cold"),
         }
-        let (low, high) = warm;
+        // One that starts cold under emulation keeps the machine busy for minutes, for somebody who may never come.
+        let unasked = if prepared.is_ok() { WARM } else { (0, 0) };
+        let (low, high) = warm.unwrap_or(unasked);
         let plan = WarmPlan { low, high, vcpus: size.vcpus, memory_mib: size.memory_mib, desktop_px };
         if let Err(error) = machines.set_warm(plan).await {
             tracing::warn!(%error, "no browser VM waits for anybody");

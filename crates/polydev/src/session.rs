@@ -20,7 +20,7 @@ use polydev_core::{
 };
 use polydev_host::HostError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
@@ -83,7 +83,6 @@ pub struct Sessions {
     parts: Arc<Parts>,
     registry: Arc<Mutex<Registry>>,
     tasks: TaskTracker,
-    abandoned: CancellationToken,
 }
 
 #[derive(Default)]
@@ -142,12 +141,7 @@ impl Sessions {
 
     /// No sign-in is under way yet.
     pub fn new(parts: Parts) -> Self {
-        Self {
-            parts: Arc::new(parts),
-            registry: Arc::default(),
-            tasks: TaskTracker::new(),
-            abandoned: CancellationToken::new(),
-        }
+        Self { parts: Arc::new(parts), registry: Arc::default(), tasks: TaskTracker::new() }
     }
 
     /// Starts a sign-in, or finds the one that is under way for the user and tool, or that this key started.
@@ -264,13 +258,6 @@ impl Sessions {
         }
     }
 
-    /// Stops driving all sign-ins at once and tells nobody, as a crash would. For tests of restarts.
-    #[doc(hidden)]
-    pub fn abandon(&self) {
-        self.lock().closing = true;
-        self.abandoned.cancel();
-    }
-
     fn enter(
         &self,
         user: UserId,
@@ -312,12 +299,9 @@ impl Sessions {
     }
 
     fn spawn(&self, id: SessionId, driving: impl Future<Output = ()> + Send + 'static) {
-        let (registry, abandoned) = (Arc::clone(&self.registry), self.abandoned.clone());
+        let registry = Arc::clone(&self.registry);
         self.tasks.spawn(async move {
-            tokio::select! {
-                () = driving => {}
-                () = abandoned.cancelled() => {}
-            }
+            driving.await;
             registry.lock().unwrap_or_else(PoisonError::into_inner).live.remove(&id);
         });
     }

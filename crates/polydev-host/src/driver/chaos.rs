@@ -48,7 +48,9 @@ struct ProcessDriver {
 /// The driver of a host that has no golden image, if that is what is asked for.
 pub(crate) fn without_image(config: &HostConfig) -> Result<Option<Arc<dyn Driver>>, HostError> {
     Ok(match config.driver {
-        DriverChoice::FirecrackerToy => Some(firecracker::toy::driver(config, config.network.without_probe())?),
+        DriverChoice::FirecrackerToy => {
+            Some(firecracker::toy::driver(config, config.network.without_probe())?)
+        }
         DriverChoice::Fake => {
             let program = env::var_os(GUEST_VARIABLE).map(PathBuf::from);
             let unset = || HostError::DriverUnusable {
@@ -146,6 +148,14 @@ impl Driver for ProcessDriver {
 
     async fn resume(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
         self.signal(vm.id, dir, Signal::CONT)
+    }
+
+    async fn pause(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::STOP)
+    }
+
+    async fn go_on(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::CONT)
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {

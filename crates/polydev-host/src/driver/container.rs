@@ -230,6 +230,16 @@ impl Driver for ContainerDriver {
         Ok(())
     }
 
+    async fn pause(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        let freezer = self.freezer(id).ok_or(HostError::NoSuchVm(id))?;
+        freezer.freeze().await.map_err(HostError::os(format!("freeze VM {id}")))
+    }
+
+    async fn go_on(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        let Some(freezer) = self.freezer(id) else { return Ok(()) };
+        freezer.thaw().map_err(HostError::os(format!("thaw VM {id}")))
+    }
+
     async fn rename(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
         let Some(process) = main_process(&self.places, vm.id, dir)? else {
             return Err(HostError::NoSuchVm(vm.id));

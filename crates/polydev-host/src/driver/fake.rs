@@ -23,6 +23,7 @@ use polydev_core::{
 use tokio::{
     io::DuplexStream,
     net::{UnixListener, UnixStream},
+    runtime::Handle,
     task::AbortHandle,
 };
 
@@ -42,6 +43,8 @@ use crate::{
 #[derive(Clone, Default)]
 pub struct FakeDriver {
     world: Arc<Mutex<World>>,
+    /// Where VMs run; that of whoever starts them unless it is said.
+    machine: Option<Handle>,
 }
 
 #[derive(Default)]
@@ -62,6 +65,11 @@ struct FakeVm {
 }
 
 impl FakeDriver {
+    /// VMs run on the runtime of this call and outlive that of the host, as real ones outlive its process.
+    pub fn on_this_runtime() -> Self {
+        Self { machine: Some(Handle::current()), ..Self::default() }
+    }
+
     /// The next VM dies while it starts and leaves these last words on its console.
     pub fn fail_next_start(&self, last_words: &str) {
         self.world().fail_next = Some(last_words.to_owned());
@@ -107,9 +115,20 @@ impl FakeDriver {
         agent.egress(host, port).await
     }
 
+    /// VMs that are there.
+    pub fn ids(&self) -> Vec<VmId> {
+        self.world().vms.keys().copied().collect()
+    }
+
     /// A VM's agent, to look at what it was asked.
     pub fn agent(&self, id: VmId) -> Option<Arc<FakeAgent>> {
         self.world().vms.get(&id).map(|vm| Arc::clone(&vm.agent))
+    }
+
+    fn stand_still(&self, id: VmId, still: bool) {
+        if let Some(vm) = self.world().vms.get_mut(&id) {
+            vm.held = still;
+        }
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -144,6 +163,8 @@ impl Driver for FakeDriver {
             VmKind::Cli { user } => world.workspaces.entry(user.clone()).or_default().clone(),
         };
         let agent = Arc::new(FakeAgent::new(files, world.paints));
+        let machine = self.machine.clone().unwrap_or_else(Handle::current);
+        let _inside = machine.enter();
         let listener = UnixListener::bind(dir.join("agent.sock")).map_err(HostError::os("listen"))?;
         let task = tokio::spawn(Arc::clone(&agent).serve(listener));
         world.vms.insert(vm.id, FakeVm { agent, task: task.abort_handle(), held: false, damaged: false });
@@ -179,6 +200,16 @@ impl Driver for FakeDriver {
             return Err(HostError::MemoryLost { id: vm.id, detail: "a test damaged it".to_owned() });
         }
         held.held = false;
+        Ok(())
+    }
+
+    async fn pause(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        self.stand_still(id, true);
+        Ok(())
+    }
+
+    async fn go_on(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
+        self.stand_still(id, false);
         Ok(())
     }
 

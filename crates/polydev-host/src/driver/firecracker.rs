@@ -26,6 +26,7 @@ use polydev_core::{
     ids::VmId,
     vm::Process,
 };
+use rustix::process::Signal;
 
 use self::{connector::FirecrackerConnector, guest::Guest, saved::Saved};
 use super::{
@@ -178,6 +179,15 @@ impl FirecrackerDriver {
             tracing::warn!(vm.id = %id, %error, "end of firecracker cannot be explained in its log");
         }
     }
+
+    /// With its process all of a guest stands still. One that has ended is left alone.
+    fn signal(&self, id: VmId, dir: &Path, signal: Signal) -> Result<(), HostError> {
+        let op = || format!("signal VM {id}");
+        match self.home(id, dir).process().map_err(HostError::os(op()))? {
+            Some(process) => process.send(signal).map_err(HostError::os(op())),
+            None => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
@@ -238,6 +248,14 @@ impl Driver for FirecrackerDriver {
 
     async fn resume(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
         self.wake(vm, dir).await
+    }
+
+    async fn pause(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::STOP)
+    }
+
+    async fn go_on(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::CONT)
     }
 
     async fn stop(&self, id: VmId, dir: &Path) -> Result<(), HostError> {

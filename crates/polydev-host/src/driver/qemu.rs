@@ -18,6 +18,7 @@ use std::{
 
 use async_trait::async_trait;
 use polydev_core::{ids::VmId, vm::Process};
+use rustix::process::Signal;
 
 use self::{
     machine::{Machine, Memory},
@@ -25,7 +26,7 @@ use self::{
 };
 use super::{
     Driver, DriverInfo, Hibernation, Places, SocketConnector, container::Programs, initrd, kill_all,
-    mark_started, process_seen, user_disk, with_processes,
+    main_process, mark_started, process_seen, user_disk, with_processes,
 };
 use crate::{
     agent::Connector,
@@ -152,6 +153,14 @@ impl QemuDriver {
         failpoint::reach("qemu/launched");
         Ok(())
     }
+
+    /// With its process all of a guest stands still. One that has ended is left alone.
+    fn signal(&self, id: VmId, dir: &Path, signal: Signal) -> Result<(), HostError> {
+        match main_process(&self.places, id, dir)? {
+            Some(process) => process.send(signal).map_err(HostError::os(format!("signal VM {id}"))),
+            None => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
@@ -223,6 +232,14 @@ impl Driver for QemuDriver {
 
     async fn resume(&self, vm: &VmRecord, dir: &Path) -> Result<(), HostError> {
         self.restore_memory(vm, dir).await
+    }
+
+    async fn pause(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::STOP)
+    }
+
+    async fn go_on(&self, id: VmId, dir: &Path) -> Result<(), HostError> {
+        self.signal(id, dir, Signal::CONT)
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {

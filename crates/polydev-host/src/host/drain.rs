@@ -2,14 +2,11 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use tokio::time::{Instant, sleep};
-
 use super::{Host, Inner};
-use crate::{error::HostError, record::VmState};
+use crate::error::HostError;
 
 /// How long the VMs that were held ready may take to go.
 const LIMIT: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Host {
     /// Refuses new VMs from now on, removes those that were held ready, and returns when they are gone: then only
@@ -19,21 +16,7 @@ impl Host {
     /// to be taken out of service. There is no way back but a new process.
     pub async fn drain(&self) -> Result<(), HostError> {
         self.inner.draining.store(true, Ordering::Relaxed);
-        self.inner.pool.close();
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let warm = self.inner.records.all()?.iter().filter(|it| it.state == VmState::Warm).count();
-            // One that is just being made has no record yet.
-            let left = warm.max(self.inner.pool.len());
-            if left == 0 {
-                break;
-            }
-            if Instant::now() >= deadline {
-                let reason = format!("{left} VMs that were held ready are still there");
-                return Err(HostError::Unavailable { reason });
-            }
-            sleep(LOOK_AGAIN).await;
-        }
+        self.end_pool(LIMIT).await?;
         self.end().await
     }
 

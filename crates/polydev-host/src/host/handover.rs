@@ -47,6 +47,7 @@ impl Host {
         let record = inner.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         let cell = inner.cell(id);
         let mut agent = cell.lock().await;
+        inner.unpause(id).await?;
         let driver = inner.driver_of(&record);
         let between = matches!(record.phase, Phase::Hibernating | Phase::Resuming);
         let asleep = record.state == VmState::Hibernated || between;

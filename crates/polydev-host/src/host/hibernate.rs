@@ -60,6 +60,11 @@ impl Inner {
         if matches!(record.phase, Phase::Creating | Phase::Starting | Phase::Destroying) {
             return Err(HostError::NoSuchVm(id));
         }
+        // It stands still already, and what it has to write out finds no room.
+        if record.state == VmState::Paused {
+            self.must_have_disk()?;
+            return Err(HostError::HibernateFailed { id, detail: "it was paused until now".to_owned() });
+        }
         let dir = self.places.vm(id);
         let mut link = Link::Identified;
         loop {
@@ -77,16 +82,7 @@ impl Inner {
                     failpoint::reach("hibernate/quiesced");
                 }
                 Step::Hold => {
-                    let memory_bytes = match driver.info().hibernation {
-                        Hibernation::Save => u64::from(record.memory_mib) << 20,
-                        Hibernation::Freeze | Hibernation::None => 0,
-                    };
-                    let room = self.places.room(memory_bytes, "the memory of a VM that is to sleep");
-                    let held = match room {
-                        Ok(()) => driver.hibernate(&record, &dir).await,
-                        full => full,
-                    };
-                    if let Err(error) = held {
+                    if let Err(error) = driver.hibernate(&record, &dir).await {
                         // It runs on as it is, once its agent is told again who it is: it holds everything still.
                         self.note_phase(&mut record, Phase::Running)?;
                         if let Some(identity) = record.identity.clone() {
@@ -151,7 +147,7 @@ impl Inner {
             VmState::Hibernated if driver.info().hibernation == Hibernation::Save => {
                 Some(self.make_room(id, &record.kind, record.vcpus).await?)
             }
-            VmState::Hibernated | VmState::Active | VmState::Warm => None,
+            VmState::Hibernated | VmState::Active | VmState::Paused | VmState::Warm => None,
         };
         let mut record = record.clone();
         let mut memory_lost = None;

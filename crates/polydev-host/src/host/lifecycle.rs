@@ -92,6 +92,8 @@ impl Inner {
                 agent.insert(client).clone()
             }
             None => {
+                // One that is to be connected to has to answer; it is paused again if it goes on growing.
+                self.unpause(id).await?;
                 let driver = self.driver_of(&record);
                 let dir = self.places.vm(id);
                 // A VM whose agent has not taken its identity, or whose process is another one, is not taken over.
@@ -417,7 +419,7 @@ impl Inner {
         client: Option<&AgentClient>,
         dir: &Path,
     ) {
-        let Some(record) = record else { return };
+        let Some(record) = record.filter(|record| record.state != VmState::Paused) else { return };
         let driver = self.driver_of(record);
         let slow_factor = driver.info().slow_factor;
         let connected = match client {

@@ -11,10 +11,12 @@
 mod state;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
+use futures::future;
 use polydev_core::{
     ids::VmId,
     vm::Want,
@@ -32,6 +34,7 @@ use super::{
     CreateVm, Host, Inner, Vm, VmKind,
     admission::Admitted,
     hibernate::without_entropy,
+    joined,
     lifecycle::{elapsed_ms, fresh},
 };
 use crate::{
@@ -45,8 +48,9 @@ use crate::{
 pub(super) const PAINT_LIMIT: Duration = Duration::from_secs(60);
 /// Desktop of a warm VM of which nobody said how large it is to be.
 pub(super) const DESKTOP_PX: (u16, u16) = (1280, 800);
-/// How long a warm VM may take to answer before another one is handed out.
-const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// How long a warm VM may take to answer before another one is handed out: on a machine that is too busy for this, a new
+/// one takes far longer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// How often the pool is looked after when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -72,6 +76,17 @@ impl Host {
         self.inner.pool.set_plan(plan);
     }
 
+    /// From now on there is no pool; returns when the VMs that were held ready are gone, or not later than after `limit`.
+    /// A process that ends in order leaves nothing that is nobody's; one that is killed does, and the next takes it over.
+    pub async fn end_pool(&self, limit: Duration) -> Result<(), HostError> {
+        let inner = Arc::clone(&self.inner);
+        let ending = joined(tokio::spawn(async move { inner.end_pool().await }));
+        timeout(limit, ending).await.unwrap_or_else(|_| {
+            let reason = "VMs that were held ready are still there".to_owned();
+            Err(HostError::Unavailable { reason })
+        })
+    }
+
     /// Draws the id of a VM to create: that of a ready one, which is reserved for a minute, or a new one. The caller
     /// records it and calls [`Host::create`] with it.
     pub async fn draw(&self, kind: &VmKind, vcpus: u8, memory_mib: u32) -> VmId {
@@ -91,6 +106,25 @@ impl Inner {
             }
         }
         VmId::from_uuid(Uuid::new_v4())
+    }
+
+    async fn end_pool(&self) -> Result<(), HostError> {
+        let mut ids: BTreeSet<VmId> = self.pool.close().into_iter().collect();
+        // Some may be on their way out already.
+        ids.extend(self.records.all()?.iter().filter(|it| it.state == VmState::Warm).map(|it| it.id));
+        let ending = ids.into_iter().map(|id| self.remove_warm(id));
+        future::join_all(ending).await.into_iter().collect()
+    }
+
+    /// Destroys a VM unless somebody has claimed it.
+    async fn remove_warm(&self, id: VmId) -> Result<(), HostError> {
+        let cell = self.cell(id);
+        let mut agent = cell.lock().await;
+        let record = self.record_of(id);
+        if record.as_ref().is_some_and(|record| record.state != VmState::Warm) {
+            return Ok(());
+        }
+        self.bring_down(id, record, agent.take()).await
     }
 
     async fn answers(&self, client: &AgentClient) -> bool {
@@ -155,6 +189,8 @@ impl Inner {
 
     /// Room for one more VM, made by warm ones that give way if need be.
     pub(super) async fn make_room(&self, id: VmId, kind: &VmKind, vcpus: u8) -> Result<Admitted, HostError> {
+        // None that gives way makes room on the disk.
+        self.must_have_disk()?;
         loop {
             let error = match self.admit(id, kind, vcpus) {
                 Err(error) => error,
@@ -185,12 +221,17 @@ impl Inner {
         let began = Instant::now();
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
+        if !self.pool.is_being_made(id) {
+            // It gave way before it was begun; whoever took it out of the pool may have destroyed it already.
+            self.drop_cell(id);
+            return Ok(());
+        }
         let identity = Identity { egress: false, ..Identity::of(id, "warm") };
         let WarmPlan { vcpus, memory_mib, desktop_px, .. } = plan;
         let create = CreateVm { id, kind: VmKind::Browser, vcpus, memory_mib, identity };
         let (begun, _admitted) = match found {
             true => (self.warm_record(id, plan), None),
-            false => match self.admit(id, &create.kind, vcpus) {
+            false => match self.must_have_disk().and_then(|()| self.admit(id, &create.kind, vcpus)) {
                 Ok(admitted) => (self.new_record(&create, VmState::Warm), Some(admitted)),
                 Err(error) => (Err(error), None),
             },

@@ -30,6 +30,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Pro
         ("sessions_active", "Sign-ins that have not ended", app.sessions.active()),
         ("slots_used", "Places for VMs that are taken", used),
         ("slots", "Places for VMs", total),
+        ("vms_warm", "Browser VMs that wait for somebody", app.machines.status().warm),
     ];
     for (name, help, count) in now {
         let gauge: Gauge = Gauge::default();

@@ -70,7 +70,7 @@ impl HostFault {
     }
 }
 
-/// Runs until it is told to end; VMs go on. SIGUSR1: no new VMs from then on, for a machine that is to be taken out of
+/// Runs until it is told to end; VMs that somebody has go on. SIGUSR1: no new VMs from then on, for a machine that is to be taken out of
 /// service.
 pub(super) fn run(flags: Flags, args: HostArgs) -> anyhow::Result<()> {
     let config = flags.with_host_socket(args.socket).config()?;
@@ -115,10 +115,13 @@ async fn host(config: &Config) -> Result<(), HostFault> {
         _ = interrupt.recv() => {}
         () = draining => {}
     }
-    tracing::info!("the host process ends; VMs go on");
+    tracing::info!("the host process ends; VMs that somebody has go on");
     stop.cancel();
     if timeout(DRAIN_LIMIT, serving).await.is_err() {
         tracing::warn!("work under way was cut off; the next host process finds what it left");
+    }
+    if let Err(error) = host.end_pool(DRAIN_LIMIT).await {
+        tracing::warn!(%error, "VMs that were held ready may be left; the next host process takes them over");
     }
     if let Err(error) = host.end().await {
         tracing::warn!(%error, "networks that lay ready are left to the next host process");

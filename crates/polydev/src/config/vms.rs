@@ -16,8 +16,6 @@ const DEFAULT_SLOTS: u8 = 16;
 const LOG_BYTES_MAX: u64 = 4 << 20;
 const LOG_VMS_MAX: usize = 200;
 const DESKTOP_SIZE: (u16, u16) = (1280, 800);
-/// Low and high mark of the pool of browser VMs. None: each takes memory all the time, so a person decides.
-const WARM: (usize, usize) = (0, 0);
 const HIBERNATE_AFTER_S: u64 = 15 * 60;
 /// What a VM was seen to take: a browser with a page open (container: 0.5 GiB, restored under QEMU: 0.7 GiB), a shell.
 const CAPACITY: Capacity = Capacity { reserve_mib: 512, browser_mib: 768, cli_mib: 256, vcpus_per_core: 32 };
@@ -68,8 +66,9 @@ pub struct VmsConfig {
     pub log_vms_max: usize,
     /// Keep the run directory of browser VMs whose sign-in failed.
     pub keep_failed: bool,
-    /// Browser VMs that wait for somebody: below the first mark more are made, up to the second. 0: none.
-    pub warm: (usize, usize),
+    /// Browser VMs that wait for somebody: below the first mark more are made, up to the second. 0: none. Without a
+    /// setting the host's means decide.
+    pub warm: Option<(usize, usize)>,
     /// A CLI VM that nobody used for so long is put to sleep; `None`: never.
     pub hibernate_after: Option<Duration>,
     /// When a VM is refused for want of memory or cores.
@@ -97,11 +96,6 @@ impl VmsConfig {
         if desktop_px.0 < 320 || desktop_px.1 < 200 || desktop_px.0 > 7680 || desktop_px.1 > 4320 {
             settings.reject("desktop_width", "the desktop is 320x200 to 7680x4320 pixels");
         }
-        let warm =
-            (settings.get("warm_browser_vms_low", WARM.0), settings.get("warm_browser_vms_high", WARM.1));
-        if warm.0 > warm.1 {
-            settings.reject("warm_browser_vms_low", "must not be above `warm_browser_vms_high`");
-        }
         let hibernate_after_s = settings.get("hibernate_after_s", HIBERNATE_AFTER_S);
         let capacity = Capacity {
             reserve_mib: settings.get("memory_reserve_mib", CAPACITY.reserve_mib),
@@ -121,7 +115,7 @@ impl VmsConfig {
             log_bytes_max: settings.get("log_bytes_max", LOG_BYTES_MAX),
             log_vms_max: settings.get("log_vms_max", LOG_VMS_MAX),
             keep_failed: settings.get("keep_failed_browser_vms", Flag(false)).0,
-            warm,
+            warm: warm(settings),
             hibernate_after: (hibernate_after_s > 0).then(|| Duration::from_secs(hibernate_after_s)),
             capacity,
             network: settings.get("network", Network(NetworkChoice::Auto)).0,
@@ -129,6 +123,16 @@ impl VmsConfig {
             firecracker: firecracker(settings),
         }
     }
+}
+
+/// One mark alone is both.
+fn warm(settings: &mut Settings) -> Option<(usize, usize)> {
+    let (low, high) = (settings.optional("warm_browser_vms_low"), settings.optional("warm_browser_vms_high"));
+    let (low, high) = (low.or(high)?, high.or(low)?);
+    if low > high {
+        settings.reject("warm_browser_vms_low", "must not be above `warm_browser_vms_high`");
+    }
+    Some((low, high))
 }
 
 fn size(settings: &mut Settings, names: [&'static str; 2], default: VmSize, floor_mib: u32) -> VmSize {

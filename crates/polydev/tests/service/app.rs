@@ -31,11 +31,14 @@ use polydev_core::{
 use polydev_host::{AgentClient, Host, HostConfig, driver::fake::FakeDriver};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
 /// Nothing that a test waits for takes longer.
 const DEADLINE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Of one controller.
+const THREADS: usize = 2;
 
 /// The provider that tests sign in to.
 const PROVIDER: &str = r#"
@@ -102,14 +105,57 @@ pub(crate) struct Builder {
     image_missing: bool,
 }
 
+/// What the process of a controller made.
+struct Started {
+    app: Arc<App>,
+    router: Router,
+    driver: FakeDriver,
+    token: String,
+    slots: u8,
+    dir: TempDir,
+}
+
 /// A running controller.
 pub(crate) struct TestApp {
     pub(crate) app: Arc<App>,
     pub(crate) driver: FakeDriver,
     pub(crate) token: String,
+    process: Process,
     router: Router,
     slots: u8,
     dir: TempDir,
+}
+
+/// What a controller does, it does on threads of its own, which can be ended at once as those of a killed process are.
+/// VMs run on the test's.
+struct Process(Option<Runtime>);
+
+impl Process {
+    fn start() -> Self {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        Self(Some(runtime.worker_threads(THREADS).enable_all().build().unwrap()))
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let runtime = self.0.as_ref().expect("it has not been killed");
+        match runtime.spawn(work).await {
+            Ok(done) => done,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    async fn kill(mut self) {
+        let runtime = self.0.take().expect("it is killed once");
+        tokio::task::spawn_blocking(|| runtime.shutdown_timeout(DEADLINE)).await.unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What came back.
@@ -137,7 +183,7 @@ impl TestApp {
             flags: Vec::new(),
             limits: Limits::default(),
             dir: None,
-            driver: FakeDriver::default(),
+            driver: FakeDriver::on_this_runtime(),
             image_missing: false,
         }
     }
@@ -166,7 +212,7 @@ impl TestApp {
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = self.process.run(self.router.clone().oneshot(request)).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         Answer {
@@ -282,14 +328,11 @@ impl TestApp {
         self.dir.path().join("polydev.db")
     }
 
-    /// As after SIGKILL: nothing is told, everything of the controller is dropped; machine and files stay.
+    /// As after SIGKILL: nothing is told, everything of the controller stops and is dropped; machine and files stay.
     pub(crate) async fn crash(self) -> Builder {
-        let Self { app, driver, dir, slots, .. } = self;
-        app.sessions.abandon();
-        // The kernel closes the ports of a process that is no more.
-        app.egress.shut_down().await;
-        app.store.close().await;
-        drop(app);
+        let Self { app, router, process, driver, dir, slots, token: _ } = self;
+        process.kill().await;
+        drop((app, router));
         Builder {
             slots,
             flags: Vec::new(),
@@ -328,6 +371,12 @@ impl Builder {
     }
 
     pub(crate) async fn start(self) -> TestApp {
+        let process = Process::start();
+        let Started { app, router, driver, token, slots, dir } = process.run(self.start_here()).await;
+        TestApp { app, driver, token, process, router, slots, dir }
+    }
+
+    async fn start_here(self) -> Started {
         let Self { slots, flags, limits, dir, driver, image_missing } = self;
         let dir = dir.unwrap_or_else(|| TempDir::new().unwrap());
         let place = |name: &str| dir.path().join(name);
@@ -395,7 +444,7 @@ impl Builder {
         });
         app.recover().await.unwrap();
         let token = std::fs::read_to_string(token_file).unwrap().trim().to_owned();
-        TestApp { router: api::router(Arc::clone(&app)), app, driver, token, slots, dir }
+        Started { router: api::router(Arc::clone(&app)), app, driver, token, slots, dir }
     }
 }
 

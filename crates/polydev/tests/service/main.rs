@@ -20,5 +20,6 @@ mod turn_coturn;
 mod turn_media;
 mod upstreams;
 mod users;
+mod warm;
 mod webrtc;
 mod webrtc_client;

@@ -1,4 +1,4 @@
-//! CLI VMs that sleep, and sign-ins that are given a browser VM that was ready.
+//! CLI VMs that sleep.
 
 use axum::http::StatusCode;
 use futures::{SinkExt, StreamExt};
@@ -6,7 +6,6 @@ use polydev_core::{
     ids::VmId,
     wire::{FilePut, Request as Ask, files::FileBytes},
 };
-use polydev_host::WarmPlan;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -27,13 +26,6 @@ async fn state(app: &TestApp, id: &str) -> String {
 
 async fn reaches(app: &TestApp, id: &str, wanted: &str) {
     until(wanted, async || (state(app, id).await == wanted).then_some(())).await;
-}
-
-/// A plan that fits the sizes of the controller.
-fn plan(app: &TestApp, low: usize, high: usize) -> WarmPlan {
-    let size = app.app.config.vms.browser;
-    let desktop_px = app.app.config.vms.desktop_px;
-    WarmPlan { low, high, vcpus: size.vcpus, memory_mib: size.memory_mib, desktop_px }
 }
 
 #[tokio::test]
@@ -136,31 +128,4 @@ async fn workspaces_that_sleep_do_so_through_a_crash_and_wake_for_a_credential()
         (Some("succeeded"), Some(vm.as_str()))
     );
     assert_eq!(state(&app, &vm).await, "running");
-}
-
-#[tokio::test]
-async fn a_sign_in_is_given_a_vm_that_was_ready() {
-    let app = TestApp::start().await;
-    app.driver.paint_desktops();
-    app.app.machines.set_warm(plan(&app, 1, 1)).await.unwrap();
-    until("a VM is warm", async || (app.app.machines.status().warm == 1).then_some(())).await;
-    assert_eq!(app.app.slots.count().0, 0, "a VM that is nobody's takes no one's place");
-
-    let id = app.begin("alice").await;
-    let (vm, _) = app.asked(id, |ask| matches!(ask, Ask::StartLogin(_))).await;
-    let asked = app.driver.agent(vm).unwrap().requests();
-    let names: Vec<_> = asked
-        .iter()
-        .filter_map(|ask| match ask {
-            Ask::Identify(identity) => Some(identity.hostname.clone()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(names.last(), Some(&format!("browser-{}", vm.short())));
-    assert_eq!(names[0], format!("warm-{}", vm.short()), "it was there before");
-    let listed = app.vms().await;
-    assert!(listed.iter().any(|it| it["id"] == vm.to_string() && it["kind"] == "browser"), "{listed:?}");
-    app.call("POST", &format!("/api/auth/session/{id}/cancel"), None).await;
-    app.closed(id).await;
-    assert!(app.driver.agent(vm).is_none(), "it is nobody's any more and gone");
 }

@@ -96,6 +96,7 @@ impl Product {
             run_dir: run_dir.clone(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             driver: Some("container".into()),
+            pool: false,
             quiet: true,
         })?;
         Ok(Self { stack: Some(stack), run_dir })

@@ -48,6 +48,7 @@ pub struct FakeAgent {
     /// A desktop that is started is painted at once.
     paints: bool,
     painted: AtomicBool,
+    hangs_when_named: AtomicBool,
     power_off: Notify,
     ended: AtomicBool,
 }
@@ -69,6 +70,7 @@ impl FakeAgent {
             desktop: FakeDesktop::new(),
             paints,
             painted: AtomicBool::new(false),
+            hangs_when_named: AtomicBool::new(false),
             power_off: Notify::new(),
             ended: AtomicBool::new(false),
         }
@@ -88,6 +90,11 @@ impl FakeAgent {
     /// What it was asked so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.requests).clone()
+    }
+
+    /// From now on it takes an identity and never says so.
+    pub fn hang_when_named(&self) {
+        self.hangs_when_named.store(true, Ordering::Relaxed);
     }
 
     /// Returns when it is told to power off.
@@ -224,7 +231,14 @@ impl FakeAgent {
                 let message = tokio::select! {
                     request = asked.recv() => match request {
                         Some(_) if self.ended() => return Ok(()),
-                        Some(RequestFrame { id, request }) => AgentFrame::Reply { id, result: self.answer(request) },
+                        Some(RequestFrame { id, request }) => {
+                            let named = matches!(request, Request::Identify(_));
+                            let result = self.answer(request);
+                            if named && self.hangs_when_named.load(Ordering::Relaxed) {
+                                continue;
+                            }
+                            AgentFrame::Reply { id, result }
+                        }
                         None => return Ok(()),
                     },
                     event = events.recv() => match event {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -29,6 +30,8 @@ pub(in crate::host) struct Pool {
 #[derive(Default)]
 struct State {
     plan: Option<WarmPlan>,
+    /// The process is about to end: whatever is planned from now on is not done.
+    closed: bool,
     vms: BTreeMap<VmId, Waiting>,
     /// Below the low mark, not yet at the high one.
     filling: bool,
@@ -77,21 +80,31 @@ impl Pool {
 
     pub(super) fn set_plan(&self, plan: WarmPlan) {
         let mut state = self.state();
+        if state.closed {
+            return;
+        }
         state.plan = Some(plan);
         (state.failures, state.not_before) = (0, None);
         drop(state);
         self.wake.notify_one();
     }
 
-    /// VMs that are the pool's, in whatever state.
-    pub(in crate::host) fn len(&self) -> usize {
-        self.state().vms.len()
+    /// From now on there is no pool. What was its is returned, and is to be destroyed.
+    pub(super) fn close(&self) -> Vec<VmId> {
+        let mut state = self.state();
+        (state.plan, state.closed) = (None, true);
+        let all = mem::take(&mut state.vms);
+        for waiting in all.values() {
+            if let Waiting::Making(Some(maker)) = waiting {
+                maker.abort();
+            }
+        }
+        all.into_keys().collect()
     }
 
-    /// From now on there is no pool: what waits is removed.
-    pub(in crate::host) fn close(&self) {
-        let empty = WarmPlan { low: 0, high: 0, vcpus: 0, memory_mib: 0, desktop_px: (0, 0) };
-        self.set_plan(empty);
+    /// Whether it is to be made, or is being made now.
+    pub(super) fn is_being_made(&self, id: VmId) -> bool {
+        matches!(self.state().vms.get(&id), Some(Waiting::Making(_)))
     }
 
     /// Reserves a VM of this size.
@@ -174,7 +187,12 @@ impl Pool {
             return;
         };
         let found = state.vms.remove(&id);
-        let no_room = matches!(error, HostError::NoCapacity { .. } | HostError::NoSlot { .. });
+        let no_room = matches!(
+            error,
+            HostError::NoCapacity { .. }
+                | HostError::NoSlot { .. }
+                | HostError::NoSpace { room: Some(_), .. }
+        );
         if no_room || matches!(error, HostError::NoSuchVm(_)) {
             // Nothing is wrong: there is no room, or one that was found is not what is planned.
             tracing::debug!(vm.id = %id, %error, "no warm VM made");

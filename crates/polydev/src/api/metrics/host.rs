@@ -19,13 +19,16 @@ pub(super) struct Shown(pub(super) HostFigures);
 type Read = fn(&VmUsage) -> Option<f64>;
 
 /// Name, help and value of what is more or less from one moment to the next.
-const GAUGES: [(&str, &str, Unit, Read); 4] = [
+const GAUGES: [(&str, &str, Unit, Read); 5] = [
     ("vm_memory", "Memory charged to a VM, page cache included", Unit::Bytes, |vm| some(vm.memory_bytes)),
     ("vm_pss", "Memory of a VM's processes, of shared pages their share", Unit::Bytes, |vm| {
         vm.pss_bytes.and_then(some)
     }),
     ("vm_workspace", "What a user's disk takes", Unit::Bytes, |vm| {
         (!vm.browser).then_some(vm.workspace_bytes).and_then(some)
+    }),
+    ("vm_paused", "1 while a VM stands still until the disk has room", Unit::Other(String::new()), |vm| {
+        some(u64::from(vm.paused))
     }),
     ("vm_tasks", "Processes and threads of a VM", Unit::Other(String::new()), |vm| some(vm.tasks)),
 ];
@@ -72,9 +75,13 @@ impl Collector for Shown {
                 ConstCounter::new(value).encode(family.encode_family(&labels(*id, usage))?)?;
             }
         }
-        let free = "Free on the disk of the data directory";
-        let family = encoder.encode_descriptor("disk_free", free, Some(&Unit::Bytes), MetricType::Gauge)?;
-        ConstGauge::new(float(self.0.disk_free_bytes)).encode(family)?;
+        for (name, help, bytes) in [
+            ("disk_free", "Free on the disk of the data directory", self.0.disk_free_bytes),
+            ("disk_reserve", "With less free no VM starts", self.0.disk_reserve_bytes),
+        ] {
+            let family = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
+            ConstGauge::new(float(bytes)).encode(family)?;
+        }
         let help = "Phases of VMs' starts; they add up to `total`";
         let mut family =
             encoder.encode_descriptor("vm_start", help, Some(&Unit::Seconds), MetricType::Histogram)?;
@@ -129,7 +136,12 @@ mod tests {
             sum_s: 2.5,
             buckets: vec![(Some(1.0), 1), (None, 2)],
         };
-        let figures = HostFigures { vms: vec![(id, usage)], starts: vec![start], disk_free_bytes: 9 };
+        let figures = HostFigures {
+            vms: vec![(id, usage)],
+            starts: vec![start],
+            disk_free_bytes: 9,
+            disk_reserve_bytes: 5,
+        };
         let mut registry = Registry::with_prefix("polydev");
         registry.register_collector(Box::new(Shown(figures)));
         let mut text = String::new();
@@ -140,6 +152,8 @@ mod tests {
             format!("polydev_vm_cpu_seconds_total{{vm=\"{id}\",kind=\"cli\"}} 1.5"),
             format!("polydev_vm_oom_kills_total{{vm=\"{id}\",kind=\"cli\"}} 0"),
             "polydev_disk_free_bytes 9".to_owned(),
+            "polydev_disk_reserve_bytes 5".to_owned(),
+            format!("polydev_vm_paused{{vm=\"{id}\",kind=\"cli\"}} 0"),
             "polydev_vm_start_seconds_bucket{le=\"1.0\",kind=\"cli\",phase=\"total\"} 1".to_owned(),
             "polydev_vm_start_seconds_bucket{le=\"+Inf\",kind=\"cli\",phase=\"total\"} 3".to_owned(),
             "polydev_vm_start_seconds_count{kind=\"cli\",phase=\"total\"} 3".to_owned(),
