@@ -72,11 +72,14 @@ enum Way {
     ToPage,
 }
 
+/// When it arrives, its number, where it goes, and what it is.
+type Packet = (Instant, u64, Way, Vec<u8>);
+
 /// A network path, and all that is under way on it.
 struct Path {
     state: u64,
     loss_percent: u64,
-    flying: BinaryHeap<Reverse<(Instant, u64, Way, Vec<u8>)>>,
+    flying: BinaryHeap<Reverse<Packet>>,
     sent: u64,
     lost: u32,
 }
