@@ -73,13 +73,13 @@ enum Way {
 }
 
 /// When it arrives, its number, where it goes, and what it is.
-type Packet = (Instant, u64, Way, Vec<u8>);
+type Flying = (Instant, u64, Way, Vec<u8>);
 
 /// A network path, and all that is under way on it.
 struct Path {
     state: u64,
     loss_percent: u64,
-    flying: BinaryHeap<Reverse<Packet>>,
+    flying: BinaryHeap<Reverse<Flying>>,
     sent: u64,
     lost: u32,
 }
