@@ -13,6 +13,8 @@ mod leftovers;
 mod machine;
 #[path = "support/picture.rs"]
 mod picture;
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/sleep.rs"]
 mod sleep;
 #[path = "support/snapshot.rs"]

@@ -13,6 +13,8 @@ mod leftovers;
 #[path = "support/machine.rs"]
 #[allow(dead_code, reason = "shared with the contract suite")]
 mod machine;
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/search.rs"]
 mod search;
 #[path = "support/sniffer.rs"]

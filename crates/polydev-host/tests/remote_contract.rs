@@ -9,6 +9,8 @@ mod cases;
 mod leftovers;
 #[path = "support/remote_machine.rs"]
 mod machine;
+#[path = "support/program.rs"]
+mod program;
 
 use polydev_host::driver::fake::FakeDriver;
 

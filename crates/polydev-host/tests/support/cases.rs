@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use super::{
     leftovers,
-    machine::{Kind, Machine, browser, cli, new_id, run, static_program},
+    machine::{Kind, Machine, browser, cli, new_id, run},
+    program::static_program,
 };
 
 pub(crate) async fn a_created_vm_answers_has_its_identity_and_leaves_nothing_but_logs(kind: Kind) {

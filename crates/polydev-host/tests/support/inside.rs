@@ -6,7 +6,8 @@ use polydev_core::wire::{Reply, Request};
 use polydev_host::Vm;
 
 use super::{
-    machine::{Kind, Machine, static_program},
+    machine::{Kind, Machine},
+    program::static_program,
     search::{Search, processes},
     sniffer::MARK,
     test_hosts::{ADDRESSES, TCP_PORTS, UDP_PORTS},

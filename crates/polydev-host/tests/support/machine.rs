@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs::Permissions,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -177,16 +174,6 @@ pub(crate) async fn run(vm: &Vm, argv: &[&str]) -> String {
         Reply::Ran { exit_code: 0, stdout, .. } => stdout,
         other => panic!("{argv:?}: {other:?}"),
     }
-}
-
-/// Builds a program from C that runs in every guest.
-pub(crate) fn static_program(source: &str, target: &Path) {
-    let file = target.with_extension("c");
-    std::fs::write(&file, source).unwrap();
-    let built = Command::new("cc").args(["-static", "-o"]).arg(target).arg(&file).status().unwrap();
-    assert!(built.success());
-    std::fs::remove_file(&file).unwrap();
-    std::fs::set_permissions(target, Permissions::from_mode(0o755)).unwrap();
 }
 
 fn config(kind: &Kind, dir: &Path) -> HostConfig {
