@@ -45,13 +45,17 @@ pub(super) fn measure(receiver: &mut Receiver, product: &Product, options: &Opti
     let endpoint: SocketAddr = endpoint.parse().context("the endpoint's address")?;
     let mut trials = Trials { receiver, product, sign_in: &sign_in, endpoint, rows: Vec::new() };
     let time = options.network_time;
-    step("webrtc with 60 ms round trip and 2 % loss", || {
-        trials.busy("60 ms, 2 % loss", LOSSY, time, Some(FREEZE_MS))
-    })?;
-    step("webrtc with 60 ms round trip and 2 Mbit/s", || {
-        trials.busy("60 ms, 2 Mbit/s", NARROW, time / 3, None)
-    })?;
-    step("with UDP blocked", || trials.blocked())?;
+    for seed in 1..=options.lossy.unwrap_or(1) {
+        let title =
+            if seed == SEED { "60 ms, 2 % loss".to_owned() } else { format!("60 ms, 2 % loss ({seed})") };
+        step(&format!("webrtc, {title}"), || trials.busy(&title, LOSSY, seed, time, Some(FREEZE_MS)))?;
+    }
+    if options.lossy.is_none() {
+        step("webrtc with 60 ms round trip and 2 Mbit/s", || {
+            trials.busy("60 ms, 2 Mbit/s", NARROW, SEED, time / 3, None)
+        })?;
+        step("with UDP blocked", || trials.blocked())?;
+    }
     let rows = trials.rows;
     product.cancel(&sign_in)?;
     Ok(rows)
@@ -66,8 +70,8 @@ struct Trials<'a> {
 }
 
 impl Trials<'_> {
-    fn relay(&self, conditions: Conditions) -> Result<Relay> {
-        Relay::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), self.endpoint, conditions, SEED)
+    fn relay(&self, conditions: Conditions, seed: u64) -> Result<Relay> {
+        Relay::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), self.endpoint, conditions, seed)
     }
 
     /// The scrolling page over a network that becomes bad once the picture is there.
@@ -75,10 +79,11 @@ impl Trials<'_> {
         &mut self,
         title: &str,
         conditions: Conditions,
+        seed: u64,
         time: Duration,
         freeze_goal: Option<f64>,
     ) -> Result<()> {
-        let relay = self.relay(GOOD)?;
+        let relay = self.relay(GOOD, seed)?;
         let way = Way { relay: Some(relay.address), any_lane: false };
         open(self.receiver, self.product, self.sign_in, Lane::WebRtc, Size::Hd, &way)?;
         visit(self.receiver, &self.sign_in.display, Scene::Busy)?;
@@ -119,7 +124,7 @@ impl Trials<'_> {
 
     /// The viewer is left to itself, with a UDP port behind which nobody answers.
     fn blocked(&mut self) -> Result<()> {
-        let relay = self.relay(BLOCKED)?;
+        let relay = self.relay(BLOCKED, SEED)?;
         let way = Way { relay: Some(relay.address), any_lane: true };
         let opened = open(self.receiver, self.product, self.sign_in, Lane::WebRtc, Size::Hd, &way)?;
         let first = opened["firstPictureMs"].as_f64().context("the receiver tells when the picture came")?;

@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(super) as_built: bool,
     /// Whether the bad network is tried, too.
     pub(super) network: bool,
+    /// Nothing but the path that loses packets, so many times, each time other ones.
+    pub(super) lossy: Option<u64>,
     pub(super) idle: Duration,
     pub(super) network_time: Duration,
     time: Option<Duration>,
@@ -39,6 +41,7 @@ impl Options {
             sizes: Size::ALL.to_vec(),
             as_built: false,
             network: true,
+            lossy: None,
             idle: IDLE,
             network_time: NETWORK,
             time: None,
@@ -58,6 +61,11 @@ impl Options {
                 }
                 "--as-built" => options.as_built = true,
                 "--no-network" => options.network = false,
+                "--lossy" => {
+                    let times = value()?.parse().context("--lossy is a number")?;
+                    (options.lossy, options.lanes, options.sizes) =
+                        (Some(times), vec![Lane::WebRtc], Vec::new());
+                }
                 "--quick" => {
                     options.sizes = vec![Size::Hd];
                     options.time = Some(2 * QUICK);
@@ -66,7 +74,7 @@ impl Options {
                 }
                 other => bail!(
                     "unknown option {other}; there are --stack, --scene, --size (each a list with commas), --seconds, \
-                     --no-network, --as-built, --quick, --json and --enforce"
+                     --no-network, --lossy TIMES, --as-built, --quick, --json and --enforce"
                 ),
             }
         }
@@ -115,7 +123,9 @@ mod tests {
         assert_eq!(options.lanes, [Lane::WebRtc, Lane::TigerVnc]);
         assert_eq!(options.scenes(), [(Size::FullHd, Scene::Busy)]);
         assert_eq!(options.time(Scene::Static), Duration::from_secs(7));
-        for wrong in ["--stack vnc", "--seconds", "--seconds x", "--fast"] {
+        let options = read("--lossy 5").expect("good");
+        assert_eq!((options.lossy, options.scenes().len()), (Some(5), 0));
+        for wrong in ["--lossy", "--stack vnc", "--seconds", "--seconds x", "--fast"] {
             read(wrong).expect_err(wrong);
         }
     }
