@@ -36,7 +36,10 @@ pub use config::{
     Capacity, DriverChoice, FirecrackerConfig, HostConfig, NetworkChoice, NetworkMode, Resources,
 };
 pub use driver::user_disk::measure as measure_user_disk;
-pub use driver::{Hibernation, probe::DriverProbe};
+pub use driver::{
+    Hibernation,
+    probe::{DriverProbe, chosen},
+};
 pub use egress::{EgressHandler, EgressLimits, EgressRefused, EgressUsage, NoEgress};
 pub use error::{HostError, Room};
 pub use host::{
@@ -45,4 +48,4 @@ pub use host::{
 pub use machine::{Need, needs};
 pub use process::{ProcessIdentity, ProgramFile};
 pub use record::{Phase, VmRecord, VmState};
-pub use usage::{HostFigures, PhaseFigures, VmUsage};
+pub use usage::{BalloonUsage, HostFigures, PhaseFigures, VmUsage};

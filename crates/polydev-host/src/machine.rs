@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,10 +38,11 @@ pub struct Need {
 /// Looks at everything.
 pub async fn needs(config: &HostConfig) -> Vec<Need> {
     let mut all = vec![kvm(), device("tun", "/dev/net/tun", "firecracker, qemu", TUN)];
-    all.extend(
-        [("firecracker", FIRECRACKER), ("jailer", JAILER)]
-            .map(|(name, advice)| program(name, "firecracker", advice)),
-    );
+    let firecracker = &config.firecracker;
+    all.push(installed("firecracker", &firecracker.program, FIRECRACKER));
+    if firecracker.jailed != Some(false) {
+        all.push(installed("jailer", &firecracker.jailer, JAILER));
+    }
     all.push(program("qemu-system-x86_64", "qemu", "install the package qemu-system-x86"));
     all.push(program("runc", "container", "install the package runc"));
     for name in ["mkfs.ext4", "e2fsck", "resize2fs"] {
@@ -62,30 +64,37 @@ pub async fn needs(config: &HostConfig) -> Vec<Need> {
 
 const TUN: &str = "load the module (`modprobe tun`) and, in a container, pass /dev/net/tun in";
 const LOOP: &str = "load the module (`modprobe loop`) and, in a container, pass /dev/loop-control in";
-const FIRECRACKER: &str = "install firecracker 1.16.1 or later (the official static build) to /usr/local/bin";
-const JAILER: &str = "install the jailer of the same release beside firecracker";
+const DENIED: &str = "run the manager as root; a container has to be given the device";
+const FIRECRACKER: &str = "install firecracker 1.16.1 or later (the official static build) there, or name its place in `vms.firecracker`";
+const JAILER: &str = "install the jailer of the same release there, or name its place in `vms.jailer_path`";
 const FILE_SYSTEMS: [(&str, &str); 3] =
     [("overlay", "container"), ("erofs", "container"), ("ext4", "container (CLI VMs)")];
 
 fn kvm() -> Need {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let flags = read("/proc/cpuinfo");
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let hardware = flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"));
-    let opened = File::options().read(true).write(true).open("/dev/kvm");
-    let (met, found, advice) = match (&opened, hardware) {
-        (Ok(_), true) => (true, "/dev/kvm opens and the processor virtualises".to_owned(), ""),
-        (Ok(_), false) => (
+    let opened = File::options().read(true).write(true).open("/dev/kvm").map(drop);
+    kvm_as_found(opened, hardware, Path::new("/sys/module/kvm_pvm").exists())
+}
+
+fn kvm_as_found(opened: io::Result<()>, hardware: bool, pvm: bool) -> Need {
+    let (met, found, advice) = match (opened, hardware) {
+        (Ok(()), true) => (true, "/dev/kvm opens and the processor virtualises".to_owned(), ""),
+        (Ok(()), false) => (
             false,
             format!(
                 "/dev/kvm opens, but the processor shows no vmx or svm{}: guests' kernels are interpreted",
-                if Path::new("/sys/module/kvm_pvm").exists() { " (kvm_pvm)" } else { "" }
+                if pvm { " (kvm_pvm)" } else { "" }
             ),
             "use a machine with virtualisation, or nested virtualisation; until then `qemu` emulates",
         ),
+        (Err(error), _) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (false, format!("/dev/kvm: {error}"), DENIED)
+        }
         (Err(error), true) => (
             false,
             format!("/dev/kvm: {error}"),
-            "load kvm_intel or kvm_amd and give the manager's user access to /dev/kvm",
+            "load kvm_intel or kvm_amd; a container has to be given /dev/kvm",
         ),
         (Err(error), false) => (
             false,
@@ -97,12 +106,31 @@ fn kvm() -> Need {
 }
 
 fn device(what: &'static str, path: &str, by: &'static str, advice: &'static str) -> Need {
-    let opened = File::options().read(true).write(true).open(path);
-    let found = match &opened {
-        Ok(_) => path.to_owned(),
-        Err(error) => format!("{path}: {error}"),
+    device_as_found(what, path, by, File::options().read(true).write(true).open(path).map(drop), advice)
+}
+
+fn device_as_found(
+    what: &'static str,
+    path: &str,
+    by: &'static str,
+    opened: io::Result<()>,
+    advice: &'static str,
+) -> Need {
+    let (met, found, advice) = match opened {
+        Ok(()) => (true, path.to_owned(), advice),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (false, format!("{path}: {error}"), DENIED)
+        }
+        Err(error) => (false, format!("{path}: {error}"), advice),
     };
-    Need { what, by, met: opened.is_ok(), found, advice }
+    Need { what, by, met, found, advice }
+}
+
+/// A program that the configuration names.
+fn installed(what: &'static str, place: &Path, advice: &'static str) -> Need {
+    let met = place.is_file();
+    let found = if met { place.display().to_string() } else { format!("no {}", place.display()) };
+    Need { what, by: "firecracker", met, found, advice }
 }
 
 fn program(what: &'static str, by: &'static str, advice: &'static str) -> Need {
@@ -113,7 +141,10 @@ fn program(what: &'static str, by: &'static str, advice: &'static str) -> Need {
 }
 
 fn control_groups() -> Need {
-    let support = cgroup::support();
+    control_groups_as_found(&cgroup::support())
+}
+
+fn control_groups_as_found(support: &cgroup::Support) -> Need {
     let version = match support.version {
         None => "none are mounted",
         Some(Version::V1) => "version 1",
@@ -125,7 +156,7 @@ fn control_groups() -> Need {
         by: "all",
         met: ["memory", "cpu", "pids"].iter().all(|name| support.usable.contains(name)),
         found: format!(
-            "{version}; usable: {}; missing: {}",
+            "{version}; usable: {}; missing or not writable: {}",
             listed(&support.usable),
             listed(&support.missing)
         ),
@@ -188,7 +219,7 @@ fn room(config: &HostConfig) -> Need {
         Ok(free) => (
             free >= reserve.saturating_add(COMFORTABLE_BYTES),
             format!(
-                "{} MiB free in {}, {} of which stay free",
+                "{} MiB free for root in {}, {} of which stay free",
                 free >> 20,
                 config.data_dir.display(),
                 reserve >> 20
@@ -212,5 +243,54 @@ mod tests {
         assert!(!device("nothing", "/dev/polydev-none", "nobody", "").met);
         assert!(!file_system("polydevfs", "nobody").met);
         assert!(file_system("proc", "everybody").met);
+        assert!(installed("sh", Path::new("/bin/sh"), "").met);
+        let none = installed("firecracker", Path::new("/opt/none/firecracker"), FIRECRACKER);
+        assert_eq!(none.found, "no /opt/none/firecracker");
+        assert!(!none.met && none.advice.contains("`vms.firecracker`"));
+    }
+
+    #[test]
+    fn each_state_of_kvm_has_its_own_advice() {
+        let failed = |errno: rustix::io::Errno| Err(io::Error::from(errno));
+        let missing = rustix::io::Errno::NOENT;
+        let cases = [
+            (kvm_as_found(Ok(()), true, false), "", "virtualises"),
+            (
+                kvm_as_found(Ok(()), false, true),
+                "nested virtualisation",
+                "(kvm_pvm): guests' kernels are interpreted",
+            ),
+            (kvm_as_found(failed(missing), true, false), "load kvm_intel", "No such file"),
+            (kvm_as_found(failed(missing), false, false), "firmware", "no vmx or svm"),
+            (kvm_as_found(failed(rustix::io::Errno::ACCESS), false, false), "as root", "Permission denied"),
+        ];
+        for (need, advice, found) in cases {
+            assert_eq!(need.met, advice.is_empty(), "{need:?}");
+            assert!(need.advice.contains(advice) && need.found.contains(found), "{need:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_missing_and_one_that_may_not_be_opened_are_told_apart() {
+        let tun = |errno: rustix::io::Errno| {
+            device_as_found("tun", "/dev/net/tun", "firecracker, qemu", Err(errno.into()), TUN)
+        };
+        assert_eq!(tun(rustix::io::Errno::NOENT).advice, TUN);
+        // A container whose device cgroup forbids it.
+        assert_eq!(tun(rustix::io::Errno::PERM).advice, DENIED);
+        assert!(!tun(rustix::io::Errno::ACCESS).met);
+    }
+
+    #[test]
+    fn control_groups_that_cannot_be_written_to_are_not_usable() {
+        let support = |usable: &[&'static str], missing: &[&'static str]| cgroup::Support {
+            version: Some(Version::V1),
+            usable: usable.to_vec(),
+            missing: missing.to_vec(),
+        };
+        let read_only = control_groups_as_found(&support(&[], &["memory", "cpu", "pids", "io"]));
+        assert!(!read_only.met);
+        assert_eq!(read_only.found, "version 1; usable: none; missing or not writable: memory cpu pids io");
+        assert!(control_groups_as_found(&support(&["memory", "cpu", "pids"], &["io"])).met);
     }
 }

@@ -19,7 +19,11 @@ use tokio::task::JoinHandle;
 pub use self::phases::PhaseFigures;
 pub(crate) use self::phases::Phases;
 use crate::{
-    driver::{Places, user_disk::DISK},
+    driver::{
+        Places,
+        firecracker::{self, figures},
+        user_disk::DISK,
+    },
     egress::EgressUsage,
     host::VmKind,
     process,
@@ -60,8 +64,23 @@ pub struct VmUsage {
     pub tasks: u64,
     /// Processes that the kernel ended for want of memory.
     pub oom_kills: u64,
+    /// How often its devices had to wait for their limits (Firecracker).
+    pub throttled: Option<u64>,
+    /// Its balloon (Firecracker).
+    pub balloon: Option<BalloonUsage>,
     /// What its connections sent and received, how many there were, and how many were refused.
     pub network: EgressUsage,
+}
+
+/// A VM's balloon: memory that the guest gave back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonUsage {
+    /// It is to give back.
+    pub target_bytes: u64,
+    /// It gave back.
+    pub actual_bytes: u64,
+    /// Its programs could still get; none before the guest's driver has spoken.
+    pub available_bytes: Option<u64>,
 }
 
 /// Figures of the host for `/metrics`.
@@ -82,6 +101,7 @@ pub struct HostFigures {
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     latest: Mutex<BTreeMap<VmId, Sampled>>,
+    metrics: Mutex<BTreeMap<VmId, figures::Metrics>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,17 +118,19 @@ impl Usage {
     }
 
     /// Looks at every VM that has a record. Blocks.
-    fn sample(&self, places: &Places, records: &Records) {
-        let records = match records.all() {
-            Ok(records) => records,
-            Err(error) => return tracing::warn!(%error, "VMs' usage cannot be sampled"),
-        };
+    fn sample(&self, places: &Places, records: &[VmRecord], balloons: &BTreeMap<VmId, BalloonUsage>) {
+        let throttled = self.throttled(places, records);
         let mut next: BTreeMap<VmId, Sampled> = BTreeMap::new();
         let before = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for record in &records {
+        for record in records {
             let known = before.get(&record.id);
             let pss_bytes = known.and_then(|known| known.usage.pss_bytes);
-            let usage = VmUsage { pss_bytes, ..counted(places, record) };
+            let usage = VmUsage {
+                pss_bytes,
+                throttled: throttled.get(&record.id).copied(),
+                balloon: balloons.get(&record.id).copied(),
+                ..counted(places, record)
+            };
             next.insert(record.id, Sampled { usage, added_up: known.and_then(|known| known.added_up) });
         }
         let old = |sampled: &Sampled| sampled.added_up.is_none_or(|then| then.elapsed() >= PSS_EVERY);
@@ -130,6 +152,15 @@ impl Usage {
         }
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
+
+    /// Empties the pipes of all VMMs.
+    fn throttled(&self, places: &Places, records: &[VmRecord]) -> BTreeMap<VmId, u64> {
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.retain(|id, _| records.iter().any(|record| record.id == *id));
+        let theirs = records.iter().filter(|record| record.driver == firecracker::NAME);
+        let told = |id| Some((id, metrics.entry(id).or_default().empty(&places.vm(id))?));
+        theirs.map(|record| record.id).filter_map(told).collect()
+    }
 }
 
 /// Takes samples until the host is gone. `of` gives what to look at, or nothing when it is.
@@ -143,9 +174,18 @@ pub(crate) fn keep<H: Send + Sync + 'static>(
         loop {
             tokio::time::sleep(EVERY).await;
             let Some(host) = host.upgrade() else { return };
+            let (_, places, records) = of(&host);
+            let records = match records.all() {
+                Ok(records) => records,
+                Err(error) => {
+                    tracing::warn!(%error, "VMs' usage cannot be sampled");
+                    continue;
+                }
+            };
+            let balloons = figures::balloons(places, &records).await.into_iter().collect();
             let work = tokio::task::spawn_blocking(move || {
-                let (usage, places, records) = of(&host);
-                usage.sample(places, records);
+                let (usage, places, _) = of(&host);
+                usage.sample(places, &records, &balloons);
             });
             if let Err(error) = work.await {
                 tracing::error!(%error, "sampling of VMs' usage failed");
@@ -172,6 +212,8 @@ fn counted(places: &Places, record: &VmRecord) -> VmUsage {
         paused: record.state == VmState::Paused,
         tasks: group.tasks,
         oom_kills: group.oom_kills,
+        throttled: None,
+        balloon: None,
         network: EgressUsage::default(),
     }
 }

@@ -10,9 +10,9 @@ mod toy_host;
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
 
 use polydev_host::{
-    FastStart, FirecrackerConfig, Host, HostError, LogKind, NetworkChoice, Vm,
+    BalloonUsage, FastStart, FirecrackerConfig, Host, HostError, LogKind, NetworkChoice, Vm,
     firecracker::{
-        InstanceState, SnapshotKind, toy,
+        Action, Api, InstanceState, SnapshotKind, toy,
         vmm::{Home, Item, Jail, Limits, Machine, Program, ProgramError, Setup, Vmm},
     },
 };
@@ -82,6 +82,7 @@ fn assert_confined(bench: &Bench, host: &Host, id: polydev_core::ids::VmId, jail
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(groups.contains(&format!("/{id}")), "it is in its own cgroup: {groups}");
     assert_eq!(host.status().slots_used, 1);
+    bench.assert_filtered(pid);
     if !jailed {
         assert!(uid.contains("\t0\t"), "{uid}");
         return;
@@ -311,6 +312,81 @@ async fn a_full_disk_keeps_a_vm_from_sleeping_and_it_runs_on() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_that_does_not_fit_is_a_typed_error_and_leaves_nothing() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    // Too small from the start; too few files for Firecracker's two, and for what describes them.
+    let disks = [
+        ("", c"size=1m", true),
+        ("templates", c"size=256m,nr_inodes=3", false),
+        ("templates", c"size=256m,nr_inodes=4", false),
+    ];
+    for (round, (full, options, room_is_known)) in disks.into_iter().enumerate() {
+        let Some(mut bench) = Bench::new(round != 2) else { return };
+        bench.config.resources.disk_reserve_bytes = 0;
+        let full = bench.config.data_dir.join(full);
+        fs::create_dir_all(&full).unwrap();
+        mount("polydev-test", &full, "tmpfs", MountFlags::empty(), options).unwrap();
+        let host = bench.host().await;
+        let templates = bench.config.data_dir.join("templates");
+        let made = host.prepare_templates(1, 64, (800, 600)).await;
+        let left: Vec<_> =
+            fs::read_dir(&templates).into_iter().flatten().map(|it| it.unwrap().path()).collect();
+        let vms = fs::read_dir(bench.config.run_dir.join("vm")).unwrap().count();
+        let ready = host.status().fast_start;
+        // A browser starts without.
+        let id = new_id();
+        let started = host.create(browser(id)).await;
+        let removed = host.destroy(id).await;
+        drop(host);
+        unmount(&full, UnmountFlags::empty()).unwrap();
+        let error = made.unwrap_err();
+        assert!(
+            matches!(&error, HostError::NoSpace { room, .. } if room.is_some() == room_is_known),
+            "{options:?}: {error}"
+        );
+        assert_eq!((left, vms), (Vec::new(), 0), "{options:?}");
+        assert_ne!(ready, FastStart::Ready);
+        assert_runs(started);
+        removed.unwrap();
+        bench.nothing_is_left(id);
+        assert_eq!(bench.all_processes(), Vec::<i32>::new(), "{options:?}");
+        bench.no_group_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_take_a_bounded_place_while_nobody_reads_them_and_are_told_afterwards() {
+    let Some(bench) = Bench::new(true) else { return };
+    let host = bench.host().await;
+    let id = new_id();
+    host.create(cli(id)).await.unwrap();
+    drop(host);
+    let api = Api::new(bench.vm(id).join("r/api.sock"));
+    let mut full = false;
+    for _ in 0..100 {
+        full |= api.action(Action::FlushMetrics).await.is_err();
+    }
+    assert!(full, "the pipe takes no more");
+    bench.ticks(id).await;
+    let host = bench.host().await;
+    let mut told = None;
+    let deadline = Instant::now() + toy_host::LIMIT;
+    while told.is_none() {
+        assert!(Instant::now() < deadline, "in vain: {:?}", host.usage());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let usage = host.usage().into_iter().find(|(of, _)| *of == id).map(|(_, usage)| usage);
+        told = usage.and_then(|usage| Some((usage.throttled?, usage.balloon?)));
+    }
+    let balloon = BalloonUsage { target_bytes: 0, actual_bytes: 0, available_bytes: None };
+    assert_eq!(told, Some((0, balloon)), "the toy has no driver");
+    let latest = fs::read(bench.vm(id).join("metrics.json")).unwrap();
+    assert!(String::from_utf8(latest).unwrap().contains("\"balloon\""));
+    api.action(Action::FlushMetrics).await.expect("there is room again");
+    host.destroy(id).await.unwrap();
+    bench.nothing_is_left(id);
+}
+
 fn assert_runs(vm: Result<Vm, HostError>) {
     vm.expect("it runs on");
 }
@@ -388,6 +464,7 @@ async fn browser_vms_continue_from_a_template_that_is_made_once() {
         until("it boots", || bench.console(id).contains(toy::BANNER)).await;
         host.destroy(id).await.unwrap();
         assert_eq!(fs::read_dir(bench.config.run_dir.join("vm")).unwrap().count(), 0);
+        bench.no_group_is_left();
     }
 }
 

@@ -4,6 +4,7 @@
 //! lives in a jail where the `jailer` is installed: the slot's own user, nothing of the host to see but the VM's files.
 
 mod connector;
+pub(crate) mod figures;
 mod guest;
 mod hibernate;
 pub(crate) mod probe;
@@ -52,7 +53,7 @@ use crate::{
 pub(crate) const NAME: &str = "firecracker";
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Most that a browser VM's VMM may write besides its memory: logs and metrics.
+/// Most that a VMM may write besides its memory: its log.
 const LOG_BYTES_MAX: u64 = 256 << 20;
 /// The slot of VMs that templates are made of; real slots begin at 1.
 const TEMPLATE_SLOT: u8 = 0;

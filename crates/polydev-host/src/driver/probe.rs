@@ -42,6 +42,26 @@ pub(crate) async fn all(config: &HostConfig) -> Vec<DriverProbe> {
     probes
 }
 
+/// The one of these that new VMs would use.
+#[must_use]
+pub fn chosen(choice: DriverChoice, probes: &[DriverProbe]) -> Option<&DriverProbe> {
+    candidates(choice)
+        .iter()
+        .find_map(|candidate| probes.iter().find(|probe| probe.usable && probe.driver == candidate.name()))
+}
+
+/// What a choice allows, in the order in which it is tried.
+const fn candidates(choice: DriverChoice) -> &'static [Candidate] {
+    match choice {
+        DriverChoice::Auto => &ORDER,
+        DriverChoice::Firecracker => &[Candidate::Firecracker],
+        DriverChoice::Container => &[Candidate::Container],
+        DriverChoice::Qemu => &[Candidate::QemuKvm, Candidate::QemuTcg],
+        #[cfg(feature = "chaos")]
+        DriverChoice::FirecrackerToy | DriverChoice::Fake => &[],
+    }
+}
+
 /// What a host's VMs are run with.
 pub(crate) struct Chosen {
     /// The one that new VMs use, then those that may still have older VMs.
@@ -56,19 +76,9 @@ pub(crate) async fn choose(
     places: &Places,
     image: &GoldenImage,
 ) -> Result<Chosen, HostError> {
-    let candidates: &[Candidate] = match config.driver {
-        DriverChoice::Auto => &ORDER,
-        DriverChoice::Firecracker => &[Candidate::Firecracker],
-        DriverChoice::Container => &[Candidate::Container],
-        DriverChoice::Qemu => &[Candidate::QemuKvm, Candidate::QemuTcg],
-        #[cfg(feature = "chaos")]
-        DriverChoice::FirecrackerToy | DriverChoice::Fake => {
-            unreachable!("drivers without an image are not tried out")
-        }
-    };
     let mut reasons = Vec::new();
     let mut chosen = None;
-    for candidate in candidates {
+    for candidate in candidates(config.driver) {
         match try_out(*candidate, config, false).await {
             Ok(found) => {
                 tracing::info!(driver = candidate.name(), found, "driver chosen");
@@ -196,5 +206,27 @@ mod tests {
             })
         });
         assert_eq!(chosen.join().unwrap(), [NetworkMode::Channel, NetworkMode::Tap]);
+    }
+
+    #[test]
+    fn new_vms_use_the_first_driver_that_works_of_those_that_the_choice_allows() {
+        let probes = |usable: &[&str]| {
+            let probe = |candidate: &Candidate| DriverProbe {
+                driver: candidate.name().to_owned(),
+                usable: usable.contains(&candidate.name()),
+                found: String::new(),
+            };
+            ORDER.iter().map(probe).collect::<Vec<_>>()
+        };
+        let name = |choice, usable: &[&str]| {
+            let probes = probes(usable);
+            chosen(choice, &probes).map(|probe| probe.driver.clone())
+        };
+        let some = |driver: &str| Some(driver.to_owned());
+        assert_eq!(name(DriverChoice::Auto, &["container", "qemu-tcg"]), some("container"));
+        assert_eq!(name(DriverChoice::Auto, &["container", "firecracker"]), some("firecracker"));
+        assert_eq!(name(DriverChoice::Qemu, &["container", "qemu-tcg"]), some("qemu-tcg"));
+        assert_eq!(name(DriverChoice::Firecracker, &["container", "qemu-tcg"]), None);
+        assert_eq!(name(DriverChoice::Auto, &[]), None);
     }
 }

@@ -21,7 +21,7 @@ use rustix::{
 };
 
 use super::home::{Home, Item, remove};
-use crate::{driver::Places, host::LogKind, logs, mounts};
+use crate::{driver::Places, host::LogKind, mounts};
 
 /// The jails of a VM, in its run directory.
 const JAIL: &str = "jail";
@@ -51,10 +51,9 @@ impl Jail {
         let root = home.dir.join(&below);
         fs::create_dir_all(&root)?;
         symlink(below, home.dir.join(JAIL_LINK))?;
-        // The host reads logs under a name that the VMM cannot replace.
+        // The host reads them under a name that the VMM cannot replace.
         for log in [LogKind::Driver.file_name(), super::vmm::METRICS] {
             let file = home.dir.join(log);
-            logs::open_append(&file)?;
             chown(&file, Some(self.uid), Some(self.uid))?;
             fs::hard_link(file, root.join(log))?;
         }

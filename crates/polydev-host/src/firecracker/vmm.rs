@@ -9,7 +9,12 @@
 //! Its standard output is a file, opened for appending: a pipe of a manager that died would hang its API for ever, and
 //! the host cuts the guest's console while it grows.
 
-use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use polydev_core::ids::VmId;
 
@@ -17,7 +22,7 @@ use super::{
     Action, Api, ApiError, Backend, BackendType, Balloon, BootSource, Drive, DriveLimits, Entropy, HugePages,
     InstanceState, LoadSnapshot, MachineConfig, NetworkInterface, NetworkLimits, NetworkOverride,
     RateLimiter, Serial, SnapshotKind, TakeSnapshot, TokenBucket, VmState, Vsock, VsockOverride, exit,
-    home::{API_SOCKET, VSOCK},
+    home::{self, API_SOCKET, VSOCK},
 };
 pub use super::{
     home::{Home, Item},
@@ -35,8 +40,9 @@ use crate::{
     snapshot::{DEVICES, MEMORY},
 };
 
-/// Firecracker's metrics, in the run directory.
-pub(super) const METRICS: &str = "metrics";
+/// Where Firecracker writes its metrics, in the run directory: a pipe. A file would grow for ever, and its limit end the
+/// VM.
+pub(crate) const METRICS: &str = "metrics";
 /// From start of the process to its first answer; milliseconds on a machine that is not overloaded.
 const READY_LIMIT: Duration = Duration::from_secs(15);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -189,9 +195,8 @@ impl Vmm {
         let log = home.dir.join(LogKind::Driver.file_name());
         // Firecracker writes from the beginning of the file on.
         logs::set_aside(&log, LOG_KEPT_BYTES).map_err(os("keep the log in"))?;
-        for file in [&log, &home.dir.join(METRICS)] {
-            fs::File::create(file).map_err(os("write to"))?;
-        }
+        fs::File::create(&log).map_err(os("write to"))?;
+        make_pipe(&home.dir.join(METRICS)).map_err(os("write to"))?;
         failpoint::reach("firecracker/before-launch");
         let id_text = id.to_string();
         let own = [
@@ -426,6 +431,13 @@ impl Vmm {
             Err(source) => Err(VmmError::Api { id, source }),
         }
     }
+}
+
+/// Makes a pipe with a name, in the place of whatever had it.
+pub(crate) fn make_pipe(path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    home::remove(path)?;
+    Ok(mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?)
 }
 
 /// Words for the end of a VM's process that is not there any more.

@@ -16,6 +16,7 @@ use polydev_core::{
 use polydev_host::{
     CreateVm, DriverChoice, FirecrackerConfig, Host, HostConfig, NetworkChoice, NoEgress, Vm, VmKind,
 };
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -106,6 +107,44 @@ impl Bench {
         found
     }
 
+    /// The kernel refuses what no thread of a VMM needs. Only released programs, which are static, come with a filter.
+    pub(crate) fn assert_filtered(&self, pid: i32) {
+        if !is_static(&self.config.firecracker.program) {
+            println!("SKIPPED: the system calls of a firecracker that is not static are not filtered");
+            return;
+        }
+        let threads: Vec<_> = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().collect();
+        assert!(threads.len() >= 3, "its loop, its API, its vCPU: {threads:?}");
+        for thread in threads {
+            let status = fs::read_to_string(thread.path().join("status")).unwrap();
+            for line in ["Seccomp:\t2", "NoNewPrivs:\t1"] {
+                assert!(status.lines().any(|it| it == line), "no {line} in {status}");
+            }
+        }
+    }
+
+    /// No control group of any VM of this host: their parent goes with the last of them.
+    #[track_caller]
+    pub(crate) fn no_group_is_left(&self) {
+        let run = fs::canonicalize(&self.config.run_dir).unwrap();
+        let digest = Sha256::digest(run.as_os_str().as_encoded_bytes());
+        let instance: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let parent = hierarchy.path().join(format!("polydev-{instance}"));
+            assert!(!parent.exists(), "{} is left", parent.display());
+        }
+    }
+
+    /// Processes of any VM below the run directory, by where they work.
+    pub(crate) fn all_processes(&self) -> Vec<i32> {
+        let here = |pid: &i32| {
+            let at = |what: &str| fs::read_link(format!("/proc/{pid}/{what}")).unwrap_or_default();
+            at("cwd").starts_with(self.dir()) || at("root").starts_with(self.dir())
+        };
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(here).collect()
+    }
+
     pub(crate) fn signal(&self, id: VmId, signal: rustix::process::Signal) {
         let all = self.processes(id);
         assert!(!all.is_empty(), "no process of VM {id}");
@@ -177,6 +216,15 @@ pub(crate) async fn be_a_manager() -> bool {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
     }
     true
+}
+
+/// Whether a program needs no loader: none of its program headers is PT_INTERP (elf(5)).
+fn is_static(program: &Path) -> bool {
+    let elf = fs::read(program).unwrap();
+    let number = |at: usize| u16::from_le_bytes([elf[at], elf[at + 1]]);
+    let first = usize::try_from(u64::from_le_bytes(elf[32..40].try_into().unwrap())).unwrap();
+    let (size, count) = (usize::from(number(54)), usize::from(number(56)));
+    (0..count).all(|index| elf[first + index * size..][..4] != 3_u32.to_le_bytes())
 }
 
 pub(crate) fn new_id() -> VmId {

@@ -1,6 +1,6 @@
 //! Runs a tiny guest to see what Firecracker can do here.
 //!
-//! The guest says its banner, counts, and says a dot. A KVM that opens but interprets the guest's kernel code would need
+//! The guest says its banner and a dot, counts, and says the next dot. A KVM that opens but interprets the guest's kernel code would need
 //! minutes for the counting; it counts as absent.
 
 use std::{
@@ -74,20 +74,58 @@ async fn count(program: &Program, id: VmId, dir: &Path) -> Result<bool, VmmError
         limits: Limits::default(),
     };
     let counted = match vmm.boot(&machine).await {
-        Ok(()) => Ok(dotted(&dir.join(LogKind::Console.file_name())).await),
+        Ok(()) => Ok(ticked(&dir.join(LogKind::Console.file_name())).await),
         Err(error) => Err(error),
     };
     vmm.kill().await?;
     counted
 }
 
-async fn dotted(console: &Path) -> bool {
+async fn ticked(console: &Path) -> bool {
     let began = Instant::now();
     while began.elapsed() < LIMIT {
-        if fs::read(console).is_ok_and(|said| said.ends_with(b".")) {
+        if fs::read_to_string(console).is_ok_and(|said| has_counted(&said)) {
             return true;
         }
         tokio::time::sleep(POLL).await;
     }
     false
+}
+
+/// Whether the guest got from one dot to the next.
+fn has_counted(console: &str) -> bool {
+    console.split_once(toy::BANNER).is_some_and(|(_, said)| said.starts_with(".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn a_guest_has_counted_when_it_says_the_second_dot() {
+        let said =
+            |dots: &str| has_counted(&format!("2026 [probe] Running Firecracker ..\n{}{dots}", toy::BANNER));
+        assert!(!said("") && !said("."), "it says the first one before it counts");
+        assert!(said("..") && said("..."));
+        assert!(!has_counted(".."), "not the guest's");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_kvm_that_interprets_is_told_from_one_that_runs() {
+        let Some(program) = std::env::var_os("POLYDEV_FIRECRACKER").map(PathBuf::from) else {
+            println!("SKIPPED: POLYDEV_FIRECRACKER names no firecracker 1.16.1");
+            return;
+        };
+        let config = FirecrackerConfig { program, jailed: Some(false), ..FirecrackerConfig::default() };
+        let dir = tempfile::Builder::new().prefix("pd-").tempdir_in("/tmp").unwrap();
+        let found = firecracker(&config, dir.path()).await;
+        let processor = fs::read_to_string("/proc/cpuinfo").unwrap();
+        if processor.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm")) {
+            assert!(found.unwrap().contains("at native speed; VMs run without a jail"));
+        } else {
+            assert_eq!(found.unwrap_err(), "/dev/kvm is there but does not run a guest at native speed");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "it leaves nothing");
+    }
 }

@@ -102,8 +102,12 @@ impl FirecrackerDriver {
             remove(dir)?;
             fs::create_dir_all(dir).map_err(HostError::os(format!("make {}", dir.display())))?;
         }
-        self.paint_and_capture(&vm, &run, &fresh, desktop_px).await?;
-        self.kill(vm.id, &run).await?;
+        let captured = self.paint_and_capture(&vm, &run, &fresh, desktop_px).await;
+        let ended = match self.kill(vm.id, &run).await {
+            Ok(()) => self.places.groups.remove(vm.id).await,
+            Err(error) => Err(error),
+        };
+        captured.and(ended)?;
         failpoint::reach("firecracker/template-captured");
         let described = fresh.clone();
         blocking(move || describe(&described, Some(desktop_px)))

@@ -26,7 +26,7 @@ pub(crate) async fn kvm(run_dir: &Path) -> Result<String, String> {
     boot(run_dir, "kvm", ROUNDS_KVM, KVM_LIMIT)
         .await
         .map(|()| "a guest ran at native speed".to_owned())
-        .map_err(|reason| format!("/dev/kvm is there but does not run a guest at native speed ({reason})"))
+        .map_err(|reason| format!("/dev/kvm is there, but no guest ran at native speed ({reason})"))
 }
 
 /// Whether emulation works.

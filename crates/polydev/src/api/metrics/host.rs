@@ -19,7 +19,7 @@ pub(super) struct Shown(pub(super) HostFigures);
 type Read = fn(&VmUsage) -> Option<f64>;
 
 /// Name, help and value of what is more or less from one moment to the next.
-const GAUGES: [(&str, &str, Unit, Read); 5] = [
+const GAUGES: [(&str, &str, Unit, Read); 8] = [
     ("vm_memory", "Memory charged to a VM, page cache included", Unit::Bytes, |vm| some(vm.memory_bytes)),
     ("vm_pss", "Memory of a VM's processes, of shared pages their share", Unit::Bytes, |vm| {
         vm.pss_bytes.and_then(some)
@@ -31,9 +31,18 @@ const GAUGES: [(&str, &str, Unit, Read); 5] = [
         some(u64::from(vm.paused))
     }),
     ("vm_tasks", "Processes and threads of a VM", Unit::Other(String::new()), |vm| some(vm.tasks)),
+    ("vm_balloon_target", "Memory that a VM is to give back", Unit::Bytes, |vm| {
+        vm.balloon.and_then(|balloon| some(balloon.target_bytes))
+    }),
+    ("vm_balloon_actual", "Memory that a VM gave back", Unit::Bytes, |vm| {
+        vm.balloon.and_then(|balloon| some(balloon.actual_bytes))
+    }),
+    ("vm_guest_available", "Memory that a VM's programs could still get", Unit::Bytes, |vm| {
+        vm.balloon.and_then(|balloon| balloon.available_bytes).and_then(some)
+    }),
 ];
 /// Of what only grows.
-const COUNTERS: [(&str, &str, Unit, Read); 8] = [
+const COUNTERS: [(&str, &str, Unit, Read); 9] = [
     ("vm_cpu", "CPU time of a VM", Unit::Seconds, |vm| {
         Some(std::time::Duration::from_micros(vm.cpu_us).as_secs_f64())
     }),
@@ -47,6 +56,9 @@ const COUNTERS: [(&str, &str, Unit, Read); 8] = [
     ("vm_connections", "Connections of a VM", Unit::Other(String::new()), |vm| some(vm.network.connections)),
     ("vm_connections_refused", "Connections of a VM that were refused", Unit::Other(String::new()), |vm| {
         some(vm.network.refused)
+    }),
+    ("vm_throttled", "Times a VM's devices had to wait for their limits", Unit::Other(String::new()), |vm| {
+        vm.throttled.and_then(some)
     }),
 ];
 
@@ -118,6 +130,7 @@ fn named(unit: &Unit) -> Option<&Unit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use polydev_host::BalloonUsage;
     use prometheus_client::{encoding::text::encode, registry::Registry};
 
     #[test]
@@ -128,6 +141,11 @@ mod tests {
             pss_bytes: None,
             cpu_us: 1_500_000,
             workspace_bytes: 512,
+            balloon: Some(BalloonUsage {
+                target_bytes: 2 << 20,
+                actual_bytes: 1 << 20,
+                available_bytes: None,
+            }),
             ..VmUsage::default()
         };
         let start = PhaseFigures {
@@ -149,6 +167,8 @@ mod tests {
         for line in [
             format!("polydev_vm_memory_bytes{{vm=\"{id}\",kind=\"cli\"}} 4096"),
             format!("polydev_vm_workspace_bytes{{vm=\"{id}\",kind=\"cli\"}} 512"),
+            format!("polydev_vm_balloon_target_bytes{{vm=\"{id}\",kind=\"cli\"}} 2097152"),
+            format!("polydev_vm_balloon_actual_bytes{{vm=\"{id}\",kind=\"cli\"}} 1048576"),
             format!("polydev_vm_cpu_seconds_total{{vm=\"{id}\",kind=\"cli\"}} 1.5"),
             format!("polydev_vm_oom_kills_total{{vm=\"{id}\",kind=\"cli\"}} 0"),
             "polydev_disk_free_bytes 9".to_owned(),
@@ -163,6 +183,8 @@ mod tests {
                 "no {line} in\n{text}"
             );
         }
-        assert!(!text.contains("polydev_vm_pss_bytes{"), "what was not measured is not shown as zero");
+        for name in ["vm_pss_bytes", "vm_guest_available_bytes", "vm_throttled_total"] {
+            assert!(!text.contains(&format!("polydev_{name}{{")), "{name} was not measured: it is not zero");
+        }
     }
 }
