@@ -21,6 +21,9 @@ mod machine;
 mod mounts;
 pub mod net;
 mod process;
+#[cfg(test)]
+#[path = "cgroup/other_kernel.rs"]
+mod qemu;
 mod record;
 pub mod remote;
 mod slots;
