@@ -39,9 +39,10 @@ pub use config::{Capacity, DriverChoice, FirecrackerConfig, HostConfig, NetworkM
 pub use driver::user_disk::measure as measure_user_disk;
 pub use driver::{Hibernation, probe::DriverProbe};
 pub use egress::{EgressHandler, EgressLimits, EgressRefused, EgressUsage, NoEgress};
-pub use error::{HostError, Room};
+pub use error::{HostError, Missing, Room};
 pub use host::{
-    CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
+    CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmEnd, VmKind,
+    WarmPlan,
 };
 pub use machine::{Need, needs};
 pub use process::{ProcessIdentity, ProgramFile};
