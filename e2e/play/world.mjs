@@ -75,8 +75,8 @@ export class World {
   }
 
   /** The host process, when it is one of its own. */
-  async startHost() {
-    this.host = new Program("host", settings.polydev, ["host"], { env: this.#environment() });
+  async startHost(program = settings.polydev) {
+    this.host = new Program("host", program, ["host"], { env: this.#environment() });
     await this.host.says(/polydev host is listening/, START_MS);
   }
 

@@ -1,9 +1,9 @@
 // Host and controller as two processes, the controller without any privilege.
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { copyFileSync, readFileSync } from "node:fs";
 import { reachSignInPage, seesSignedIn, signInByHand, story } from "../play/sign-in.mjs";
-import { limitsOf } from "../play/settings.mjs";
+import { limitsOf, settings } from "../play/settings.mjs";
 import { Terminal } from "../play/terminal.mjs";
 import { until } from "../play/until.mjs";
 import { World } from "../play/world.mjs";
@@ -67,6 +67,30 @@ test("a controller that is killed: the host process goes on and the next control
   const terminal = await Terminal.open(world, cli.id, limits.terminal);
   await terminal.runs("cat note; codex login status", new RegExp(`${NOTE}[^]*${SIGNED_IN.source}`), limits.terminal);
   terminal.close();
+});
+
+test("an upgrade: the host process is told to end, a new program takes its place, VMs do not notice", { timeout: limits.test }, async () => {
+  const cli = await cliVm();
+  const terminal = await Terminal.open(world, cli.id, limits.terminal);
+  try {
+    await terminal.runs("(sleep 600; echo FAKE) & echo began-$?", /^began-0/m, limits.terminal);
+    const next = world.path("polydev-next");
+    copyFileSync(settings.polydev, next);
+    await world.host.stop("SIGTERM");
+    assert.deepEqual(world.host.ended, { code: 0, signal: null }, "it ends by itself, in order");
+    await terminal.runs("cat note", new RegExp(NOTE), limits.terminal);
+    await world.startHost(next);
+    await terminal.runs("jobs", /Running/, limits.terminal);
+    const vm = (await world.api("GET", `/api/vms/${cli.id}`)).json;
+    assert.equal(vm.state, "running");
+    const other = await until("the new one makes VMs", async () => {
+      const made = await world.api("POST", "/api/vms", { userId: "e2e-after-upgrade" });
+      return made.status === 503 ? null : made;
+    }, { deadlineMs: limits.page });
+    assert.equal(other.status, 200, other.text);
+  } finally {
+    terminal.close();
+  }
 });
 
 async function cliVm() {

@@ -36,10 +36,15 @@ pub use link::{ByteStream, Connector, LinkOptions};
 pub(crate) use session::receive;
 use session::{Call, Session};
 
-use crate::remote::fault::{self, StaticName};
+use crate::{
+    host::VmEnd,
+    remote::fault::{self, StaticName},
+};
 
 /// Events kept for a slow receiver.
 const EVENT_BACKLOG: usize = 256;
+/// How long the reason of a VM's end may take longer than the end of its connection.
+const REASON_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes buffered in each direction of a VNC stream.
 const VNC_BUFFER: usize = 256 << 10;
 
@@ -89,6 +94,7 @@ struct Shared {
     /// Receives from the start: an agent says how things stand right after hello, before anybody could subscribe.
     first_receiver: Mutex<Option<broadcast::Receiver<AgentEvent>>>,
     slow_factor: u32,
+    end: watch::Sender<Option<VmEnd>>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -128,6 +134,7 @@ impl AgentClient {
                 events,
                 first_receiver: Mutex::new(Some(first)),
                 slow_factor,
+                end: watch::Sender::new(None),
                 task: owned(task),
             }),
         };
@@ -197,6 +204,23 @@ impl AgentClient {
     /// Ends the connection now, for all handles: another process takes over, or the VM is about to go.
     pub(crate) fn sever(&self) {
         self.shared.task.abort();
+    }
+
+    /// Ends the connection because the VM has ended.
+    pub(crate) fn vm_ended(&self, end: VmEnd) {
+        self.shared.end.send_replace(Some(end));
+        self.sever();
+    }
+
+    /// Why the VM ended, if it did so by itself. To be asked when the connection has ended: the reason may come a moment
+    /// later, and is waited for.
+    pub async fn end(&self) -> Option<VmEnd> {
+        let mut end = self.shared.end.subscribe();
+        timeout_at(Instant::now() + REASON_LIMIT, end.wait_for(Option::is_some))
+            .await
+            .ok()?
+            .ok()
+            .and_then(|end| *end)
     }
 
     /// Returns when the VM is gone. A connection that was lost while the VM lives is made again and does not count.

@@ -4,6 +4,8 @@
 //! process itself, and removed when it is empty, after the VM's processes have ended. Controllers that the machine
 //! does not have, or does not let us use, limit nothing: `polydev doctor` says which.
 
+mod delegation;
+mod freezer;
 mod layout;
 mod usage;
 
@@ -21,7 +23,7 @@ use tokio::time::sleep;
 
 pub use self::layout::Version;
 use self::layout::{Controller, Layout};
-pub(crate) use self::usage::GroupUsage;
+pub(crate) use self::{freezer::Freezer, usage::GroupUsage};
 use crate::error::HostError;
 
 /// Where control groups are mounted.
@@ -29,6 +31,8 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 /// How long the kernel may take to forget a group's ended processes.
 const EMPTY_LIMIT: Duration = Duration::from_secs(5);
 const EMPTY_POLL: Duration = Duration::from_millis(2);
+/// Attempts to make a group: the one above goes with its last VM, perhaps just then.
+const MAKE_ATTEMPTS: usize = 100;
 /// One period of the CPU limit, in microseconds.
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// A CPU weight of 100 in `cpu.shares` of cgroup v1.
@@ -112,7 +116,7 @@ impl Groups {
         for (hierarchy, controllers) in self.layout.hierarchies() {
             let parent = hierarchy.join(&self.parent);
             let group = parent.join(id.to_string());
-            match make_dir(&parent).and_then(|()| make_dir(&group)) {
+            match make_group(&parent, &group) {
                 Ok(()) => {}
                 Err(error) if denied(&error) => {
                     tracing::warn!(vm.id = %id, group = %group.display(), %error, "VM has no such limits");
@@ -120,16 +124,17 @@ impl Groups {
                 }
                 Err(error) => return Err(HostError::os(format!("make cgroup {}", group.display()))(error)),
             }
-            if self.layout.version() == Version::V2 {
-                // A controller that cannot be passed down leaves the group without its files.
-                for dir in [hierarchy, &parent] {
-                    for controller in controllers {
-                        let _ =
-                            fs::write(dir.join("cgroup.subtree_control"), format!("+{}", controller.name()));
-                    }
+            let present = match self.layout.version() {
+                Version::V1 => controllers.clone(),
+                Version::V2 => {
+                    delegation::pass_down(hierarchy, &parent, controllers);
+                    delegation::present(&group)
                 }
+            };
+            for missing in controllers.difference(&present) {
+                tracing::warn!(vm.id = %id, controller = missing.name(), "VM has no such limits");
             }
-            for (file, value) in self.layout.settings(controllers, limits) {
+            for (file, value) in self.layout.settings(&present, limits) {
                 set(&group.join(file), &value)?;
             }
             joined.push(group.join("cgroup.procs"));
@@ -143,7 +148,7 @@ impl Groups {
             let group = parent.join(id.to_string());
             let deadline = Instant::now() + EMPTY_LIMIT;
             loop {
-                kill_members(&group);
+                kill_all(&group);
                 match remove_tree(&group) {
                     Ok(()) => break,
                     Err(error)
@@ -223,10 +228,19 @@ fn support_below(root: &Path) -> Support {
     let groups = Groups::below(root, &format!("probe-{}", std::process::id()));
     let mut usable: BTreeSet<Controller> = BTreeSet::new();
     for (hierarchy, controllers) in groups.layout.hierarchies() {
-        let probe = hierarchy.join(&groups.parent);
-        if make_dir(&probe).is_ok() {
-            usable.extend(controllers);
-            let _ = fs::remove_dir(&probe);
+        let parent = hierarchy.join(&groups.parent);
+        let probe = parent.join("probe");
+        if make_group(&parent, &probe).is_ok() {
+            match groups.layout.version() {
+                Version::V1 => usable.extend(controllers),
+                Version::V2 => {
+                    delegation::pass_down(hierarchy, &parent, controllers);
+                    usable.extend(delegation::present(&probe));
+                }
+            }
+        }
+        for dir in [&probe, &parent] {
+            let _ = fs::remove_dir(dir);
         }
     }
     let (present, absent): (Vec<_>, Vec<_>) = Controller::ALL.into_iter().partition(|it| usable.contains(it));
@@ -245,7 +259,15 @@ fn members(group: &Path) -> Vec<i32> {
     found
 }
 
-fn kill_members(group: &Path) {
+/// Kills what is in a group and below it: on version 2 at once, so that nothing starts another one in time.
+fn kill_all(group: &Path) {
+    if fs::OpenOptions::new()
+        .write(true)
+        .open(group.join("cgroup.kill"))
+        .is_ok_and(|mut file| io::Write::write_all(&mut file, b"1").is_ok())
+    {
+        return;
+    }
     for pid in members(group) {
         let Some(handle) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
         else {
@@ -269,6 +291,17 @@ fn remove_tree(group: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Makes a VM's group and the one above it.
+fn make_group(parent: &Path, group: &Path) -> io::Result<()> {
+    for _ in 1..MAKE_ATTEMPTS {
+        match make_dir(parent).and_then(|()| make_dir(group)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => std::thread::yield_now(),
+            result => return result,
+        }
+    }
+    make_dir(parent).and_then(|()| make_dir(group))
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -297,5 +330,6 @@ fn denied(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-#[path = "cgroup/tests.rs"]
+mod kernel_tests;
+#[cfg(test)]
 mod tests;

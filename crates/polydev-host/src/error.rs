@@ -164,12 +164,70 @@ pub enum HostError {
         #[source]
         source: crate::agent::AgentError,
     },
+    /// Another process of ours has it.
+    #[error("{what} is in use by {}; end it first (SIGTERM; VMs go on)", holder(*.pid))]
+    Held {
+        /// A socket or a directory.
+        what: String,
+        /// Its process, when that is known.
+        pid: Option<i32>,
+    },
     /// The host process cannot be reached; it may come back.
     #[error("the host process cannot be reached: {reason}")]
     Unavailable {
         /// Why.
         reason: String,
     },
+}
+
+fn holder(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+/// What keeps a host from making VMs, and a person can bring while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// See [`HostError::ImageMissing`].
+    Image {
+        /// Where it was looked for.
+        dir: String,
+    },
+    /// See [`HostError::ImageDamaged`].
+    GoodImage {
+        /// Image id.
+        id: String,
+        /// Which file and how.
+        what: String,
+    },
+    /// See [`HostError::DriverUnusable`].
+    Driver {
+        /// Driver.
+        driver: String,
+        /// What the probe found.
+        reason: String,
+    },
+}
+
+impl Missing {
+    /// Other errors are given back.
+    pub fn of(error: HostError) -> Result<Self, HostError> {
+        Ok(match error {
+            HostError::ImageMissing { dir } => Self::Image { dir },
+            HostError::ImageDamaged { id, what } => Self::GoodImage { id, what },
+            HostError::DriverUnusable { driver, reason } => Self::Driver { driver, reason },
+            other => return Err(other),
+        })
+    }
+
+    /// The error that every request gets which needs it.
+    pub fn error(&self) -> HostError {
+        match self.clone() {
+            Self::Image { dir } => HostError::ImageMissing { dir },
+            Self::GoodImage { id, what } => HostError::ImageDamaged { id, what },
+            Self::Driver { driver, reason } => HostError::DriverUnusable { driver, reason },
+        }
+    }
 }
 
 impl HostError {

@@ -3,7 +3,7 @@
 //! Only what polydev uses of the API is here, with the field names of its description (`firecracker.yaml`, 1.16.1).
 
 mod api;
-mod exit;
+pub(crate) mod exit;
 pub(crate) mod home;
 mod http;
 pub(crate) mod jail;

@@ -4,6 +4,7 @@ mod admission;
 mod agent_logs;
 mod disk;
 mod drain;
+pub(crate) mod ends;
 mod failed;
 pub(crate) mod handover;
 mod hibernate;
@@ -26,8 +27,8 @@ use polydev_core::{
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::{hibernate::Resumed, pool::WarmPlan};
-pub use crate::error::HostError;
+pub use self::{ends::VmEnd, hibernate::Resumed, pool::WarmPlan};
+pub use crate::error::{HostError, Missing};
 use crate::{
     agent::AgentClient,
     config::{HostConfig, NetworkMode},
@@ -151,6 +152,26 @@ pub struct HostStatus {
     pub slots_used: usize,
     /// Slots there are.
     pub slots_total: usize,
+    /// Why no VM can be made.
+    #[serde(default)]
+    pub missing: Option<Missing>,
+}
+
+impl HostStatus {
+    /// Of a host that could not be opened.
+    pub fn without_host(missing: Missing, slots_total: usize) -> Self {
+        Self {
+            driver: "none".to_owned(),
+            shared_kernel: false,
+            image: String::new(),
+            fast_start: FastStart::None,
+            warm: 0,
+            hibernated: 0,
+            slots_used: 0,
+            slots_total,
+            missing: Some(missing),
+        }
+    }
 }
 
 /// What [`Host::reclaim`] removed.
@@ -168,7 +189,7 @@ pub struct ReclaimReport {
 #[derive(Clone)]
 pub struct Host {
     inner: Arc<Inner>,
-    _tasks: Arc<[AbortOnDropHandle<()>; 4]>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 5]>,
 }
 
 struct Inner {
@@ -192,6 +213,7 @@ struct Inner {
     pool: pool::Pool,
     usage: Usage,
     phases: Phases,
+    ends: ends::Ends,
     /// No new VMs: this process is about to end.
     draining: std::sync::atomic::AtomicBool,
 }
@@ -255,6 +277,7 @@ impl Host {
         let slots = Mutex::new(slots);
         let cells = Mutex::default();
         let fast_start = Mutex::default();
+        let (ends, watches) = ends::Ends::new();
         let inner = Arc::new(Inner {
             config,
             egress,
@@ -273,11 +296,13 @@ impl Host {
             pool: pool::Pool::found(warm),
             usage: Usage::default(),
             phases: Phases::default(),
+            ends,
             draining: Default::default(),
         });
         let sampling = usage::keep(&inner, |inner: &Inner| (&inner.usage, &inner.places, &inner.records));
         let pool = pool::keep(Arc::clone(&inner));
-        let tasks = [tend_logs(Arc::clone(&inner)), pool, sampling, disk::keep(&inner)];
+        let (watching, disk) = (ends::keep(&inner, watches), disk::keep(&inner));
+        let tasks = [tend_logs(Arc::clone(&inner)), pool, sampling, watching, disk];
         Ok(Self { inner, _tasks: Arc::new(tasks.map(AbortOnDropHandle::new)) })
     }
 
@@ -393,6 +418,7 @@ impl Host {
             hibernated: self.inner.asleep().len(),
             slots_used: slots.used(),
             slots_total: slots.total(),
+            missing: None,
         }
     }
 }

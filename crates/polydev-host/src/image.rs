@@ -24,7 +24,7 @@ mod recipe;
 mod store;
 mod tools;
 mod tree;
-mod verify;
+pub(crate) mod verify;
 
 pub use build::{BuildOptions, build};
 pub use command::{Cancel, Progress, ProgressFn};

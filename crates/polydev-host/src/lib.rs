@@ -21,6 +21,9 @@ mod machine;
 mod mounts;
 pub mod net;
 mod process;
+#[cfg(test)]
+#[path = "cgroup/other_kernel.rs"]
+mod qemu;
 mod record;
 pub mod remote;
 mod slots;
@@ -41,9 +44,10 @@ pub use driver::{
     probe::{DriverProbe, chosen},
 };
 pub use egress::{EgressHandler, EgressLimits, EgressRefused, EgressUsage, NoEgress};
-pub use error::{HostError, Room};
+pub use error::{HostError, Missing, Room};
 pub use host::{
-    CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
+    CreateVm, FastStart, Host, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmEnd, VmKind,
+    WarmPlan,
 };
 pub use machine::{Need, needs};
 pub use process::{ProcessIdentity, ProgramFile};

@@ -22,7 +22,7 @@ pub(crate) mod server;
 
 pub use client::{RemoteHost, RemoteOptions};
 pub use protocol::{PROTOCOL_VERSION, Role};
-pub use server::{Allowed, ControllerEgress, Lease, Server};
+pub use server::{Allowed, ControllerEgress, Hold, Hosts, Lease, Server};
 
 /// Whether bytes are a message of either direction. For fuzzing: reading them must never panic.
 pub fn accepts(body: &[u8]) -> (bool, bool) {

@@ -26,9 +26,12 @@ use polydev_core::{
     wire::{EgressReply, Request},
 };
 use polydev_host::{
-    EgressHandler, EgressRefused, HostError, LogKind, NoEgress,
+    DriverChoice, EgressHandler, EgressRefused, HostConfig, HostError, LogKind, NoEgress, Vm,
     driver::fake::FakeDriver,
-    remote::{Allowed, Lease, RemoteHost, RemoteOptions, Role, Server},
+    remote::{
+        Allowed, ControllerEgress, Hold, Hosts, Lease, PROTOCOL_VERSION, RemoteHost, RemoteOptions, Role,
+        Server,
+    },
 };
 use rustix::{
     process::{Gid, Uid},
@@ -47,6 +50,7 @@ const DRIVES: Role = Role::Controller { take_over: false };
 
 /// A host process in this one, with a fake driver whose VMs outlive it.
 struct Process {
+    egress: ControllerEgress,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -66,16 +70,14 @@ impl Stage {
     }
 
     async fn start(&self) -> Process {
-        let me = Allowed { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
-        self.start_for(me).await
+        self.start_for(me()).await
     }
 
     async fn start_for(&self, allowed: Allowed) -> Process {
         let lease = Lease::default();
         let server = Server::bind(&self.socket, allowed, lease.clone()).unwrap();
         let host = self.machine.host_with(Arc::new(lease.egress())).await;
-        let stop = CancellationToken::new();
-        Process { task: tokio::spawn(server.run(host, stop.clone())), stop }
+        Process::of(server, host, &lease)
     }
 
     async fn connect(&self, role: Role) -> Result<RemoteHost, HostError> {
@@ -92,7 +94,42 @@ impl Stage {
     }
 }
 
+/// A host process and the controller that drives it.
+struct Driven {
+    stage: Stage,
+    process: Process,
+    host: RemoteHost,
+}
+
+impl Driven {
+    async fn start() -> Self {
+        Self::start_with(Arc::new(NoEgress)).await
+    }
+
+    async fn start_with(egress: Arc<dyn EgressHandler>) -> Self {
+        let stage = Stage::new();
+        let process = stage.start().await;
+        let host = stage.connect_with(DRIVES, egress).await.unwrap();
+        Self { stage, process, host }
+    }
+
+    async fn browser(&self) -> (VmId, Vm) {
+        let id = new_id();
+        (id, self.host.create(browser(id)).await.unwrap())
+    }
+}
+
+fn me() -> Allowed {
+    Allowed { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
+}
+
 impl Process {
+    fn of(server: Server, hosts: impl Into<Hosts>, lease: &Lease) -> Self {
+        let (stop, hosts) = (CancellationToken::new(), hosts.into());
+        let task = tokio::spawn(server.run(hosts, stop.clone()));
+        Self { egress: lease.egress(), stop, task }
+    }
+
     /// As kill -9 would: connections break off, nothing is put in order.
     async fn kill(self) {
         self.task.abort();
@@ -107,11 +144,9 @@ impl Process {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_is_made_used_and_removed_through_the_socket() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let host = stage.connect(DRIVES).await.unwrap();
-    let id = new_id();
-    let vm = host.create(browser(id)).await.unwrap();
+    let driven = Driven::start().await;
+    let (id, vm) = driven.browser().await;
+    let Driven { stage: _stage, process, host } = driven;
     assert_eq!((vm.slot.index(), host.status().slots_used), (1, 1));
     assert_eq!(run(&vm, &["echo", "over there"]).await.trim(), "echo over there");
     assert!(!host.read_log(id, LogKind::Agent, 10_000).await.unwrap().is_empty());
@@ -126,11 +161,9 @@ async fn a_vm_is_made_used_and_removed_through_the_socket() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_host_process_takes_no_connection_and_no_vm_with_it() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let host = stage.connect(DRIVES).await.unwrap();
-    let id = new_id();
-    let vm = host.create(browser(id)).await.unwrap();
+    let driven = Driven::start().await;
+    let (id, vm) = driven.browser().await;
+    let Driven { stage, process, host } = driven;
     process.kill().await;
 
     assert_eq!(
@@ -156,11 +189,9 @@ async fn a_killed_host_process_takes_no_connection_and_no_vm_with_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_that_ends_while_the_host_process_is_away_is_noticed_afterwards() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let host = stage.connect(DRIVES).await.unwrap();
-    let id = new_id();
-    let vm = host.create(browser(id)).await.unwrap();
+    let driven = Driven::start().await;
+    let (id, vm) = driven.browser().await;
+    let Driven { stage, process, host } = driven;
     process.kill().await;
     stage.driver.kill(id);
     stage.driver.drop_connection(id);
@@ -172,9 +203,7 @@ async fn a_vm_that_ends_while_the_host_process_is_away_is_noticed_afterwards() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_that_dies_leaves_its_vms_to_the_next_one() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let first = stage.connect(DRIVES).await.unwrap();
+    let Driven { stage, process, host: first } = Driven::start().await;
     let (kept, unwanted) = (new_id(), new_id());
     let user: UserId = "someone".parse().unwrap();
     drop(first.create(cli(kept, &user)).await.unwrap());
@@ -193,11 +222,9 @@ async fn a_controller_that_dies_leaves_its_vms_to_the_next_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_controllers_one_drives_and_the_other_is_told() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let first = stage.connect(DRIVES).await.unwrap();
-    let id = new_id();
-    drop(first.create(browser(id)).await.unwrap());
+    let driven = Driven::start().await;
+    let (id, _) = driven.browser().await;
+    let Driven { stage, process, host: first } = driven;
 
     let refused = stage.connect(DRIVES).await.err().expect("the place is taken");
     assert!(refused.to_string().contains("another controller"), "{refused}");
@@ -217,11 +244,9 @@ async fn of_two_controllers_one_drives_and_the_other_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_number_may_look_and_none_of_them_may_do_more() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let controller = stage.connect(DRIVES).await.unwrap();
-    let id = new_id();
-    drop(controller.create(browser(id)).await.unwrap());
+    let driven = Driven::start().await;
+    let (id, _) = driven.browser().await;
+    let Driven { stage, process, host: controller } = driven;
     for _ in 0..3 {
         let looks = stage.connect(Role::Observer).await.unwrap();
         assert_eq!(looks.list().await.unwrap().len(), 1);
@@ -248,18 +273,11 @@ impl EgressHandler for To {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_controller_makes_the_connections_of_vms_and_hands_them_over() {
-    let stage = Stage::new();
-    let me = Allowed { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
-    let lease = Lease::default();
-    let server = Server::bind(&stage.socket, me, lease.clone()).unwrap();
-    let egress = lease.egress();
-    let host = stage.machine.host_with(Arc::new(egress.clone())).await;
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(server.run(host, stop.clone()));
-
     let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let far = To(service.local_addr().unwrap());
-    let controller = stage.connect_with(DRIVES, Arc::new(far)).await.unwrap();
+    let driven = Driven::start_with(Arc::new(far)).await;
+    let Driven { stage, process, host: controller } = driven;
+    let egress = process.egress.clone();
     // Of the host process, as the sockets of a slot's namespace use it.
     let id = new_id();
     let refused = egress.connect(id, "elsewhere.example", 443).await.unwrap_err();
@@ -275,22 +293,31 @@ async fn the_controller_makes_the_connections_of_vms_and_hands_them_over() {
     // Of a VM whose egress comes over its agent's connection.
     let vm = controller.create(browser(id)).await.unwrap();
     let (asked, accepted) = tokio::join!(stage.driver.egress(id, "allowed.example", 443), service.accept());
-    let (reply, _stream) = asked.unwrap();
+    let (reply, mut near) = asked.unwrap();
     assert_eq!(reply, EgressReply::Connected);
-    drop((accepted.unwrap(), vm));
+    let (mut there, _) = accepted.unwrap();
+    near.write_all(b"question").await.unwrap();
+    there.read_exact(&mut [0; 8]).await.unwrap();
+    there.write_all(b"answer").await.unwrap();
+    near.read_exact(&mut [0; 6]).await.unwrap();
+    // The host process has not seen any of it, its figures tell it all the same.
+    let used = until(|| async {
+        let figures = controller.figures().await.unwrap();
+        figures.vms.iter().find(|(vm, _)| *vm == id).map(|(_, usage)| usage.network)
+    });
+    let used = used.await;
+    assert_eq!((used.connections, used.bytes_up, used.bytes_down), (1, 8, 6));
+    drop((near, there, vm));
     controller.destroy(id).await.unwrap();
 
     drop(controller);
-    stop.cancel();
-    timeout(PATIENCE, serving).await.unwrap().unwrap();
+    process.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_ends_the_connection_it_came_on_and_nothing_else() {
-    let stage = Stage::new();
-    let process = stage.start().await;
-    let controller = stage.connect(DRIVES).await.unwrap();
-    let hello = framed(br#"{"hello":{"version":1,"role":"observer"}}"#);
+    let Driven { stage, process, host: controller } = Driven::start().await;
+    let hello = hello(r#""observer""#);
     let request = framed(br#"{"request":{"id":1,"request":"list"}}"#);
     let pieces: [Vec<u8>; 8] = [
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
@@ -327,8 +354,10 @@ async fn a_second_host_process_is_refused_and_a_dead_ones_socket_is_replaced() {
     let stage = Stage::new();
     let process = stage.start().await;
     let me = Allowed { uid: 0, gid: 0 };
-    let second = Server::bind(&stage.socket, me, Lease::default());
-    assert!(matches!(second, Err(HostError::Os { .. })));
+    let second = Server::bind(&stage.socket, me, Lease::default()).err().expect("it is refused");
+    let words = second.to_string();
+    assert!(words.contains(&format!("in use by process {}", std::process::id())), "{words}");
+    assert!(words.contains("SIGTERM"), "{words}");
     process.kill().await;
     assert!(stage.socket.exists(), "a killed process leaves its socket");
     let process = stage.start().await;
@@ -337,9 +366,64 @@ async fn a_second_host_process_is_refused_and_a_dead_ones_socket_is_replaced() {
     assert!(!stage.socket.exists());
 }
 
+#[tokio::test]
+async fn a_run_directory_has_one_host_whatever_socket_it_listens_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Hold::of_run_dir(dir.path()).unwrap();
+    let refused = Hold::of_run_dir(dir.path()).unwrap_err();
+    assert!(
+        matches!(refused, HostError::Held { pid: Some(pid), .. } if pid.unsigned_abs() == std::process::id())
+    );
+    drop(first);
+    Hold::of_run_dir(dir.path()).expect("it is free again");
+}
+
+mod container {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_host_process_without_an_image_says_so_and_takes_one_as_soon_as_it_is_there() {
+        let stage = Stage::new();
+        let images = stage.socket.with_file_name("images");
+        let config = HostConfig {
+            image_dir: images.clone(),
+            driver: DriverChoice::Container,
+            ..stage.machine.config.clone()
+        };
+        let lease = Lease::default();
+        let server = Server::bind(&stage.socket, me(), lease.clone()).unwrap();
+        let hosts = Hosts::open(config, Arc::new(lease.egress())).await.unwrap();
+        let process = Process::of(server, hosts, &lease);
+        let host = stage.connect(DRIVES).await.unwrap();
+        let missing = |error: HostError| matches!(error, HostError::ImageMissing { .. });
+        assert!(missing(host.ready().unwrap_err()));
+        assert!(missing(host.create(browser(new_id())).await.unwrap_err()));
+        assert_eq!((host.status().driver.as_str(), host.status().slots_total), ("none", 8));
+        assert!(host.figures().await.unwrap().vms.is_empty());
+
+        let real = PathBuf::from(
+            std::env::var_os("POLYDEV_IMAGE_DIR").unwrap_or("/var/cache/polydev/images".into()),
+        );
+        if let Some(why) = machine::missing(&Kind::Container) {
+            println!("SKIPPED: no image to install: {why}");
+            return process.end().await;
+        }
+        fs::create_dir(&images).unwrap();
+        std::os::unix::fs::symlink(fs::canonicalize(real.join("current")).unwrap(), images.join("current"))
+            .unwrap();
+        until(|| async { host.ready().ok() }).await;
+        assert_eq!(host.status().driver, "container");
+        let id = new_id();
+        let vm = host.create(browser(id)).await.unwrap();
+        assert_eq!(run(&vm, &["echo", "here"]).await.trim(), "here");
+        host.destroy(id).await.unwrap();
+        process.end().await;
+    }
+}
+
 /// Says hello as another user and returns what the host process answers; `None` where it hangs up.
 fn hello_as(socket: &Path, uid: u32, gid: u32, role: &str) -> Option<String> {
-    let hello = framed(format!(r#"{{"hello":{{"version":1,"role":{role}}}}}"#).as_bytes());
+    let hello = hello(role);
     let socket = socket.to_owned();
     // Users are a thread's, and this one ends as what it has become.
     let asked = std::thread::spawn(move || {
@@ -392,6 +476,10 @@ async fn only_the_named_user_drives_its_group_looks_and_strangers_are_hung_up_on
     let denied = ask(STRANGER, GROUP, CONTROLLER).await.unwrap();
     assert_eq!(denied, format!(r#"{{"denied":{{"user":{{"uid":{STRANGER}}}}}}}"#));
     process.end().await;
+}
+
+fn hello(role: &str) -> Vec<u8> {
+    framed(format!(r#"{{"hello":{{"version":{PROTOCOL_VERSION},"role":{role}}}}}"#).as_bytes())
 }
 
 fn framed(body: &[u8]) -> Vec<u8> {

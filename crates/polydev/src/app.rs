@@ -27,7 +27,7 @@ use crate::{
     slots::Slots,
     store::{
         Store, StoreError,
-        vms::{VmRole, VmState},
+        vms::{VmRecord, VmRole, VmState},
     },
     vault::{Vault, reseal_all},
     workspaces::{self, Workspaces},
@@ -37,6 +37,8 @@ use crate::{
 const CLOSING_LIMIT: Duration = Duration::from_secs(20);
 /// How long VMs that nobody has may take to go then.
 const POOL_LIMIT: Duration = Duration::from_secs(15);
+/// How often a host that misses something is looked at again.
+const READY_EVERY: Duration = Duration::from_secs(1);
 
 /// What an [`App`] is built from.
 pub struct Parts {
@@ -188,22 +190,35 @@ impl App {
     }
 
     /// Takes up what a former controller left: CLI VMs are adopted, what nobody wants is removed, sign-ins that were
-    /// under way come to a clear end.
-    pub async fn recover(&self) -> Result<(), RecoverError> {
+    /// under way come to a clear end. What is left for [`App::recover_late`], when no VM could be looked at.
+    pub async fn recover(&self) -> Result<Option<Former>, RecoverError> {
         let (resealed, unreadable) = reseal_all(&self.store, &self.vault).await?;
         if resealed + unreadable > 0 {
             tracing::info!(resealed, unreadable, "credentials brought under the newest master key");
         }
-        if self.machines.ready().is_ok() {
-            self.recover_vms().await?;
-        }
+        let former = Former(self.store.live_vms().await?);
+        let late = match self.machines.ready() {
+            Ok(()) => {
+                let wanted = self.adopt_vms(&former).await?;
+                let report = self.machines.reclaim(&wanted).await?;
+                for id in &report.destroyed {
+                    tracing::info!(vm.id = %id, "left-over VM removed");
+                }
+                for name in &report.swept {
+                    tracing::info!(name, "left-over swept");
+                }
+                self.destroy_all_but(&wanted, &former).await?;
+                None
+            }
+            Err(_) => Some(former),
+        };
         self.egress.open_ports().await?;
         let sessions = self.sessions.resume().await?;
         if sessions > 0 {
             tracing::info!(sessions, "sign-ins of the former run are being closed");
         }
         self.tasks.spawn(self.cleaner.clone().run(self.stop.clone()));
-        Ok(())
+        Ok(late)
     }
 
     /// Ends everything in order; CLI VMs keep running.
@@ -233,9 +248,30 @@ impl App {
         taken.ok().map(|_| SocketCount(count))
     }
 
-    async fn recover_vms(&self) -> Result<(), RecoverError> {
+    /// Waits for a host that could not make VMs when the controller was started, then takes up what the former one left.
+    /// Nothing is swept: sign-ins may have begun, and theirs must not be taken for leftovers.
+    pub async fn recover_late(&self, former: Former) -> Result<(), RecoverError> {
+        while self.machines.ready().is_err() {
+            tokio::time::sleep(READY_EVERY).await;
+        }
+        let wanted = self.adopt_vms(&former).await?;
+        self.destroy_all_but(&wanted, &former).await
+    }
+
+    /// Removes VMs, and closes their rows.
+    async fn destroy_all_but(&self, wanted: &HashSet<VmId>, former: &Former) -> Result<(), RecoverError> {
+        for record in former.0.iter().filter(|record| !wanted.contains(&record.id)) {
+            // A sweep may have removed it; the task makes sure of it.
+            self.store.vm_failed(record.id).await?;
+            self.cleaner.destroy_later(record.id).await;
+        }
+        Ok(())
+    }
+
+    /// Connects to the CLI VMs of the former controller; returns which are there.
+    async fn adopt_vms(&self, former: &Former) -> Result<HashSet<VmId>, RecoverError> {
         let mut wanted = HashSet::new();
-        for record in self.store.live_vms().await? {
+        for record in &former.0 {
             let is_cli =
                 record.role == VmRole::Cli && matches!(record.state, VmState::Running | VmState::Hibernated);
             if !is_cli {
@@ -259,23 +295,13 @@ impl App {
                 }
             }
         }
-        let report = self.machines.reclaim(&wanted).await?;
-        for id in &report.destroyed {
-            tracing::info!(vm.id = %id, "left-over VM removed");
-        }
-        for name in &report.swept {
-            tracing::info!(name, "left-over swept");
-        }
-        for record in self.store.live_vms().await? {
-            if !wanted.contains(&record.id) {
-                // The sweep has removed it; the task makes sure of it and closes the row.
-                self.store.vm_failed(record.id).await?;
-                self.cleaner.destroy_later(record.id).await;
-            }
-        }
-        Ok(())
+        Ok(wanted)
     }
 }
+
+/// VMs of a former controller, as its rows tell.
+#[derive(Debug)]
+pub struct Former(Vec<VmRecord>);
 
 /// A counted WebSocket; dropping it counts it off.
 pub struct SocketCount(Arc<AtomicUsize>);

@@ -7,8 +7,8 @@ use std::{collections::HashSet, time::Duration};
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
 use polydev_host::{
-    CreateVm, FastStart, Host, HostError, HostFigures, HostStatus, LogKind, ReclaimReport, Resumed, Vm,
-    VmKind, WarmPlan,
+    CreateVm, Host, HostError, HostFigures, HostStatus, LogKind, Missing, ReclaimReport, Resumed, Vm, VmKind,
+    WarmPlan,
 };
 use uuid::Uuid;
 
@@ -128,38 +128,18 @@ impl Machines for Host {
 
 /// Stands in for a host that could not be opened: the API works, and says why there are no VMs.
 pub struct Unavailable {
-    reason: Reason,
+    missing: Missing,
     slots: usize,
-}
-
-enum Reason {
-    ImageMissing { dir: String },
-    ImageDamaged { id: String, what: String },
-    DriverUnusable { driver: String, reason: String },
 }
 
 impl Unavailable {
     /// For faults that a person has to mend while the controller runs on; other errors are given back.
     pub fn because(error: HostError, slots: usize) -> Result<Self, HostError> {
-        let reason = match error {
-            HostError::ImageMissing { dir } => Reason::ImageMissing { dir },
-            HostError::ImageDamaged { id, what } => Reason::ImageDamaged { id, what },
-            HostError::DriverUnusable { driver, reason } => Reason::DriverUnusable { driver, reason },
-            other => return Err(other),
-        };
-        Ok(Self { reason, slots })
+        Missing::of(error).map(|missing| Self { missing, slots })
     }
 
     fn error(&self) -> HostError {
-        match &self.reason {
-            Reason::ImageMissing { dir } => HostError::ImageMissing { dir: dir.clone() },
-            Reason::ImageDamaged { id, what } => {
-                HostError::ImageDamaged { id: id.clone(), what: what.clone() }
-            }
-            Reason::DriverUnusable { driver, reason } => {
-                HostError::DriverUnusable { driver: driver.clone(), reason: reason.clone() }
-            }
-        }
+        self.missing.error()
     }
 }
 
@@ -211,15 +191,6 @@ impl Machines for Unavailable {
         Err(self.error())
     }
     fn status(&self) -> HostStatus {
-        HostStatus {
-            driver: "none".into(),
-            shared_kernel: false,
-            image: String::new(),
-            fast_start: FastStart::None,
-            slots_used: 0,
-            slots_total: self.slots,
-            warm: 0,
-            hibernated: 0,
-        }
+        HostStatus::without_host(self.missing.clone(), self.slots)
     }
 }

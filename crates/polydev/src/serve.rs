@@ -17,7 +17,7 @@ use polydev_core::{
 };
 use polydev_host::{
     Host, HostConfig, HostError, WarmPlan,
-    remote::{RemoteHost, RemoteOptions, Role},
+    remote::{Hold, RemoteHost, RemoteOptions, Role},
 };
 use rust_embed::RustEmbed;
 use socket2::SockRef;
@@ -29,7 +29,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     api::{self, access::Access},
-    app::{App, Parts, RecoverError},
+    app::{App, Former, Parts, RecoverError},
     clock::Clock,
     config::Config,
     desktop::{
@@ -218,6 +218,14 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     }
     make_private_dir(&config.paths.data_dir)?;
     let _lock = lock(&config.paths.data_dir)?;
+    let _held = match &config.host.socket {
+        Some(_) => None,
+        None => match Hold::of_run_dir(&config.paths.run_dir) {
+            Err(error @ HostError::Held { .. }) => return Err(error.into()),
+            // What is wrong with the directory the host will say, too.
+            held => held.ok(),
+        },
+    };
     let providers = load_providers(&config)?;
     let clock = Clock::System;
     let (providers, vault) =
@@ -262,9 +270,12 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         endpoint,
         turn,
     });
-    app.recover().await?;
+    let recovered = app.recover().await?;
     // Not before: what is being made there belongs to no session, so recovering would take it for a leftover.
-    prepare(&app);
+    match recovered {
+        None => prepare(&app),
+        Some(former) => drop(tokio::spawn(recover_late(Arc::clone(&app), former))),
+    }
     let (link, _) = app.access.new_link(app.clock.now_ms())?;
     tracing::info!(%listen, %media, driver = app.machines.status().driver, "polydev is listening");
     // The one thing a person needs; on stdout so that scripts can take it from there.
@@ -351,14 +362,23 @@ async fn open_machines(
     }
 }
 
+/// For a host that misses something, a golden image for example.
+async fn recover_late(app: Arc<App>, former: Former) {
+    let recovered = tokio::select! {
+        recovered = app.recover_late(former) => recovered,
+        () = app.stop.cancelled() => return,
+    };
+    match recovered {
+        Ok(()) => prepare(&app),
+        Err(error) => tracing::error!(%error, "VMs of the former run cannot be taken over"),
+    }
+}
+
 /// Has the driver make in the background what makes browser VMs start fast, then the host a few of them that wait for
 /// somebody; without either they start cold.
 fn prepare(app: &App) {
     let (machines, warm) = (Arc::clone(&app.machines), app.config.vms.warm);
     let (size, desktop_px) = (app.config.vms.browser, app.config.vms.desktop_px);
-    if machines.ready().is_err() {
-        return;
-    }
     tokio::spawn(async move {
         let prepared = machines.prepare_templates(size.vcpus, size.memory_mib, desktop_px).await;
         match &prepared {

@@ -336,5 +336,6 @@ fn vm_failure_code(cause: VmFailure) -> Code {
         VmFailure::NoSpace => Code::NoSpace,
         VmFailure::StartFailed => Code::VmStartFailed,
         VmFailure::TimedOut => Code::VmStartTimeout,
+        VmFailure::Died => Code::VmLost,
     }
 }

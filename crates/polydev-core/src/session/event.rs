@@ -20,7 +20,7 @@ pub enum Event {
     LeftQueue,
     /// The VM's agent answered and took its identity.
     VmReady,
-    /// The VM could not be created.
+    /// The VM could not be created, or it ended by itself and that was noticed.
     VmFailed {
         /// Class.
         cause: VmFailure,
@@ -123,6 +123,8 @@ pub enum VmFailure {
     StartFailed,
     /// Its agent did not answer in time.
     TimedOut,
+    /// It ended by itself later.
+    Died,
 }
 
 /// Why credential files could not be fetched.

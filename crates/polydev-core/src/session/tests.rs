@@ -189,6 +189,7 @@ fn each_fault_ends_in_its_own_code_and_releases_the_vm() {
         (preparing(), ended(Some(0), "no URL"), State::Failed, Code::CliExitedEarly),
         (preparing(), Event::DesktopFailed { detail: words("x") }, State::Failed, Code::DesktopFailed),
         (until_user(), Event::AgentGone, State::Failed, Code::VmLost),
+        (until_user(), vm_failed(VmFailure::Died), State::Failed, Code::VmLost),
         (until_user(), ended(Some(1), "denied"), State::Failed, Code::LoginFailed),
         (until_user(), ended(Some(0), "file lacks a key"), State::Failed, Code::CredentialIncomplete),
         (until_user(), Event::LoginEnded(LoginEnd::TimedOut), State::Expired, Code::LoginTimedOut),

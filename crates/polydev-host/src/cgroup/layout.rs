@@ -89,7 +89,12 @@ impl Layout {
 
     /// Where a controller's files of a group lie.
     pub(super) fn dir(&self, controller: Controller, group: &Path) -> Option<PathBuf> {
-        let (dir, _) = self.hierarchies.iter().find(|(_, controllers)| controllers.contains(&controller))?;
+        let has = |controllers: &BTreeSet<Controller>| match self.version {
+            Version::V1 => controllers.contains(&controller),
+            // All lie in one place, and some are there without a controller.
+            Version::V2 => true,
+        };
+        let (dir, _) = self.hierarchies.iter().find(|(_, controllers)| has(controllers))?;
         Some(dir.join(group))
     }
 

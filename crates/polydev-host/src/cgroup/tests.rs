@@ -1,14 +1,13 @@
 use super::*;
-use std::process::{Child, Command, Stdio};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     let io = Some(IoLimit { device: (8, 0), bytes_per_second: 5_000_000 });
     Limits { memory_bytes: 64 * MIB, cpu_percent: 150, cpu_weight: 200, pids_max: 77, io }
 }
 
-fn vm() -> VmId {
+pub(super) fn vm() -> VmId {
     VmId::from_uuid(uuid::Uuid::new_v4())
 }
 
@@ -35,6 +34,7 @@ fn on_v2_limits_lie_in_one_group_and_controllers_are_passed_down() {
     files(root.path(), &[("cgroup.controllers", "cpuset cpu io memory pids\n"), subtree]);
     let group = root.path().join("polydev-t").join(id.to_string());
     files(&group, &V2_LIMITS.map(|file| (file, "")));
+    files(&group, &[("cgroup.controllers", "cpuset cpu io memory pids\n")]);
     files(&root.path().join("polydev-t"), &[subtree]);
     let joined = Groups::below(root.path(), "t").make(id, &limits()).unwrap();
     assert_eq!(joined, [group.join("cgroup.procs")]);
@@ -80,14 +80,27 @@ fn on_v2_what_was_used_is_read_back() {
 }
 
 #[test]
-fn a_controller_of_v2_that_is_missing_is_reported_and_limits_nothing() {
+fn a_machine_without_groups_has_no_version() {
     let root = tempfile::tempdir().unwrap();
-    files(root.path(), &[("cgroup.controllers", "cpu pids\n")]);
-    let support = support_below(root.path());
-    assert_eq!(support.version, Some(Version::V2));
-    assert_eq!((support.usable, support.missing), (vec!["cpu", "pids"], vec!["memory", "io"]));
-    Groups::below(root.path(), "t").make(vm(), &limits()).unwrap();
     assert_eq!(support_below(&root.path().join("none")).version, None);
+}
+
+#[test]
+fn a_group_is_made_while_the_last_other_one_takes_their_parent_away() {
+    let root = tempfile::tempdir().unwrap();
+    let parent = root.path().join("polydev-t");
+    std::thread::scope(|scope| {
+        for name in ["one", "two"] {
+            let (parent, group) = (&parent, parent.join(name));
+            scope.spawn(move || {
+                for _ in 0..500 {
+                    make_group(parent, &group).unwrap();
+                    fs::remove_dir(&group).unwrap();
+                    let _ = fs::remove_dir(parent);
+                }
+            });
+        }
+    });
 }
 
 #[test]
@@ -129,68 +142,4 @@ fn traffic_of_block_devices_is_summed_on_v1() {
     );
     let usage = Groups::below(root.path(), "t").usage(id).unwrap();
     assert_eq!((usage.read_bytes, usage.written_bytes), (101, 7));
-}
-
-/// A process in a real group of this machine.
-struct Member {
-    groups: Groups,
-    id: VmId,
-    child: Child,
-}
-
-impl Member {
-    /// `None`, said aloud, where this process may not make groups.
-    fn start(limits: &Limits, script: &str) -> Option<Self> {
-        let support = support();
-        if !support.usable.contains(&"memory") {
-            eprintln!("skipped: no memory controller to use ({support:?})");
-            return None;
-        }
-        let (id, tag) = (vm(), uuid::Uuid::new_v4().simple().to_string());
-        let groups = Groups::open(&tag[..8]);
-        let joined = groups.make(id, limits).unwrap();
-        let join: String = joined.iter().map(|file| format!("echo 0 > {}; ", file.display())).collect();
-        let child = Command::new("sh")
-            .args(["-c", &format!("{join}{script}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Some(Self { groups, id, child })
-    }
-}
-
-#[tokio::test]
-async fn a_real_group_holds_its_process_and_goes_with_it() {
-    let Some(mut member) = Member::start(&limits_here(), "echo in; sleep 600 & wait") else { return };
-    let mut said = [0; 3];
-    io::Read::read_exact(member.child.stdout.as_mut().unwrap(), &mut said).unwrap();
-    let pid = i32::try_from(member.child.id()).unwrap();
-    assert!(member.groups.processes(member.id).contains(&pid));
-    assert_eq!(member.groups.traces(), BTreeSet::from([member.id]));
-    let usage = member.groups.usage(member.id).unwrap();
-    assert!(usage.memory_bytes > 0 && usage.tasks >= 1 && usage.cpu > Duration::ZERO, "{usage:?}");
-    assert!(!member.groups.ran_out_of_memory(member.id));
-    // The shell is this test's child and has to be waited for; its own child is killed as a leftover.
-    let reaper = std::thread::spawn(move || member.child.wait().unwrap());
-    member.groups.remove(member.id).await.unwrap();
-    assert!(!reaper.join().unwrap().success(), "it was killed");
-    assert!(member.groups.traces().is_empty());
-    assert!(member.groups.parents().is_empty(), "the parent goes with the last");
-    member.groups.remove(member.id).await.expect("none is fine");
-}
-
-#[tokio::test]
-async fn a_real_group_ends_a_process_that_takes_too_much_memory() {
-    // `tail` keeps everything of a line that never ends.
-    let Some(mut member) = Member::start(&limits_here(), "exec tail /dev/zero") else { return };
-    let status = member.child.wait().unwrap();
-    assert!(!status.success());
-    assert!(member.groups.ran_out_of_memory(member.id), "{:?}", member.groups.usage(member.id));
-    member.groups.remove(member.id).await.unwrap();
-}
-
-/// Without a device: which one there is differs.
-fn limits_here() -> Limits {
-    Limits { io: None, ..limits() }
 }

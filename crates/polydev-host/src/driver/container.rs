@@ -2,7 +2,6 @@
 //!
 //! A container's standard streams are files and runc is gone once it runs, so it survives the controller.
 
-mod freezer;
 mod layers;
 mod oci;
 
@@ -23,13 +22,14 @@ use polydev_core::{ids::VmId, vm::Process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::time::timeout;
 
-use self::{freezer::Freezer, layers::Layers};
+use self::layers::Layers;
 use super::{
     Driver, DriverInfo, Hibernation, PROCESS, Places, SocketConnector, kill_all, main_process, mark_started,
     process_seen, user_disk, with_processes,
 };
 use crate::{
     agent::Connector,
+    cgroup::Freezer,
     command::{command, run},
     config::NetworkMode,
     error::HostError,

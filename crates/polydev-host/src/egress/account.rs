@@ -70,6 +70,16 @@ pub struct EgressUsage {
     pub bytes_down: u64,
 }
 
+impl std::ops::AddAssign for EgressUsage {
+    fn add_assign(&mut self, other: Self) {
+        let Self { connections, refused, bytes_up, bytes_down } = other;
+        self.connections += connections;
+        self.refused += refused;
+        self.bytes_up += bytes_up;
+        self.bytes_down += bytes_down;
+    }
+}
+
 /// Counts of one VM; lives as long as the VM is known.
 #[derive(Debug, Default)]
 struct Meter {

@@ -21,10 +21,10 @@ const END_POLL: Duration = Duration::from_millis(5);
 
 /// A process whose end is to be explained.
 #[derive(Debug)]
-pub(super) struct Watch(Option<OwnedFd>);
+pub(crate) struct Watch(Option<OwnedFd>);
 
 impl Watch {
-    pub(super) fn of(process: ProcessId) -> Self {
+    pub(crate) fn of(process: ProcessId) -> Self {
         let open = || pidfd_open(Pid::from_raw(process.identity(false).pid)?, PidfdFlags::empty()).ok();
         let handle = open();
         // Opened first, looked at afterwards: the handle is that of the very process.
@@ -44,7 +44,7 @@ impl Watch {
     }
 
     /// Its wait status (wait(2)), if the kernel keeps it.
-    fn status(&self) -> Option<i32> {
+    pub(crate) fn status(&self) -> Option<i32> {
         let handle = self.0.as_ref()?;
         let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
         // SAFETY: the request of pidfd_open(2)'s handles reads and writes a `struct pidfd_info` of the size that its

@@ -56,6 +56,7 @@ impl Host {
         }
         // It belongs to this process, whoever owns the connection, and ended with the former one.
         inner.open_gateway(&record).await?;
+        inner.watch_end(&record);
         if let Some(client) = agent.take() {
             client.sever();
         }

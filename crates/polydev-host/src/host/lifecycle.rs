@@ -113,6 +113,7 @@ impl Inner {
                     source => HostError::Identity { id, source },
                 })?;
                 self.open_gateway(&record).await?;
+                self.watch_end(&record);
                 agent.insert(client).clone()
             }
         };
@@ -298,7 +299,11 @@ impl Inner {
         let found = driver::main_process(&self.places, record.id, &self.places.vm(record.id))?;
         // Before the agent has answered, the process may still execute what launched it.
         record.process = found.map(|process| process.identity(phase == Phase::Running));
-        self.records.write(record)
+        self.records.write(record)?;
+        if let Some(process) = found.filter(|_| phase == Phase::Running && record.state == VmState::Active) {
+            self.ends.watch(record.id, process);
+        }
+        Ok(())
     }
 
     /// Removes a VM whatever state it is in. Works without a record, from traces alone.

@@ -2,7 +2,7 @@
 //!
 //! Every fault names the file or program. Nothing is repaired, and programs of the image run without network, as their account, on a throw-away upper layer.
 
-mod boot;
+pub(crate) mod boot;
 mod libraries;
 mod traces;
 

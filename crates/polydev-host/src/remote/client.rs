@@ -20,7 +20,7 @@ use self::{
 use super::protocol::{Reply, Request, Role};
 use crate::{
     agent::{AgentClient, AgentError, LinkOptions},
-    egress::EgressHandler,
+    egress::{Accounts, EgressHandler, EgressLimits},
     error::HostError,
     host::{
         CreateVm, HostStatus, LogKind, ReclaimReport, Resumed, SeenVm, Vm, VmKind, WarmPlan,
@@ -49,6 +49,8 @@ pub struct RemoteOptions {
 pub struct RemoteHost {
     core: Arc<Core>,
     agents: Arc<Agents>,
+    /// What goes out over the agents' connections: the host process does not see it.
+    accounts: Arc<Accounts>,
     _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
 }
 
@@ -61,14 +63,16 @@ impl RemoteHost {
         limit: Duration,
     ) -> Result<Self, HostError> {
         let core = Arc::new(Core::new(egress));
-        let keeping = AbortOnDropHandle::new(tokio::spawn(link::keep_up(Arc::clone(&core), options)));
         let agents = Arc::new(Agents::default());
+        let keeping = link::keep_up(Arc::clone(&core), Arc::downgrade(&agents), options);
+        let keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
         let tending = AbortOnDropHandle::new(tokio::spawn(agents::tend_logs(
             Arc::clone(&core),
             Arc::downgrade(&agents),
         )));
         core.first(limit).await?;
-        Ok(Self { core, agents, _tasks: Arc::new([keeping, tending]) })
+        let accounts = Arc::new(Accounts::new(EgressLimits::default()));
+        Ok(Self { core, agents, accounts, _tasks: Arc::new([keeping, tending]) })
     }
 
     /// See [`crate::Host::create`].
@@ -139,7 +143,10 @@ impl RemoteHost {
             self.core.uses_no_more(id);
         }
         match self.core.ask(Request::Reclaim { wanted: wanted.iter().copied().collect() }).await? {
-            Reply::Reclaimed(report) => Ok(report),
+            Reply::Reclaimed(report) => {
+                report.destroyed.iter().for_each(|id| self.accounts.forget(*id));
+                Ok(report)
+            }
             _ => Err(wrong("reclaim")),
         }
     }
@@ -155,7 +162,12 @@ impl RemoteHost {
     /// See [`crate::Host::figures`].
     pub async fn figures(&self) -> Result<HostFigures, HostError> {
         match self.core.ask(Request::Figures).await? {
-            Reply::Figures(figures) => Ok(figures),
+            Reply::Figures(mut figures) => {
+                for (id, usage) in &mut figures.vms {
+                    usage.network += self.accounts.usage(*id).unwrap_or_default();
+                }
+                Ok(figures)
+            }
             _ => Err(wrong("figures")),
         }
     }
@@ -204,9 +216,10 @@ impl RemoteHost {
         self.standing(Request::Prepare { vcpus, memory_mib, desktop_px }).await
     }
 
-    /// Whether the host process can be reached now.
+    /// Whether VMs can be made now: the host process can be reached and misses nothing.
     pub fn ready(&self) -> Result<(), HostError> {
-        self.core.ready()
+        self.core.ready()?;
+        self.status().missing.map_or(Ok(()), |missing| Err(missing.error()))
     }
 
     /// See [`crate::Host::status`]; as of the last answer.
@@ -222,7 +235,9 @@ impl RemoteHost {
 
     async fn remove(&self, id: VmId, failed: bool) -> Result<(), HostError> {
         self.let_go(id).await?;
-        self.done(Request::Destroy { id, failed }).await
+        self.done(Request::Destroy { id, failed }).await?;
+        self.accounts.forget(id);
+        Ok(())
     }
 
     /// Ends the connection to a VM's agent so that the host process can have its own: some channels carry one only. Not
@@ -263,7 +278,8 @@ impl RemoteHost {
             return Ok(Vm { id, kind, slot, agent });
         }
         let connector = Arc::new(RemoteConnector::new(Arc::clone(&self.core), id));
-        let options = LinkOptions::new(id, self.core.egress(), slow_factor);
+        let (egress, account) = (self.core.egress(), self.accounts.of(id));
+        let options = LinkOptions { vm: id, egress, account, slow_factor };
         let connected = timeout(answer_limit, AgentClient::connect(connector, options, answer_limit)).await;
         let limit_ms = u64::try_from(answer_limit.as_millis()).unwrap_or(u64::MAX);
         let agent = match connected {

@@ -125,6 +125,7 @@ mod tests {
             HostError::Os { op: "make y".into(), source: std::io::ErrorKind::ResourceBusy.into() },
             HostError::Os { op: "make z".into(), source: std::io::Error::other("FAKE cause") },
             HostError::Unavailable { reason: "nobody listens".into() },
+            HostError::Held { what: "a socket".into(), pid: Some(7) },
         ];
         errors.extend(agent.into_iter().map(|source| HostError::Identity { id, source }));
         for error in errors {

@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     egress::EgressRefused,
     error::HostError,
-    host::{CreateVm, HostStatus, LogKind, ReclaimReport, SeenVm, VmKind, WarmPlan, handover::VmFacts},
+    host::{
+        CreateVm, HostStatus, LogKind, ReclaimReport, SeenVm, VmEnd, VmKind, WarmPlan, handover::VmFacts,
+    },
     usage::HostFigures,
 };
 
 /// Version of the protocol. Both sides have to speak the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// What a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,8 @@ pub(crate) enum ToClient {
     Reply { id: u64, result: Result<Reply, HostError>, status: HostStatus },
     /// A VM wants to connect.
     Ask { id: u64, vm: VmId, host: String, port: u16 },
+    /// A VM ended by itself.
+    Ended { vm: VmId, end: VmEnd },
     /// Another controller took over; nothing follows.
     Superseded,
 }

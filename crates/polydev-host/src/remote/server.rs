@@ -1,6 +1,8 @@
 //! The host process's side: who may connect, who drives, and what each request does.
 
 mod egress;
+mod hold;
+mod hosts;
 mod lease;
 mod requests;
 
@@ -20,13 +22,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::lease::Holder;
-pub use self::{egress::ControllerEgress, lease::Lease};
+pub use self::{egress::ControllerEgress, hold::Hold, hosts::Hosts, lease::Lease};
+use self::{hosts::Ends, lease::Holder};
 use super::{
     connection::{self, Outbox, Outgoing, Reader},
     protocol::{Denied, PROTOCOL_VERSION, Role, ToClient, ToServer},
 };
-use crate::{error::HostError, host::Host};
+use crate::error::HostError;
 
 /// How long a client may take to say hello.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -55,7 +57,7 @@ pub struct Server {
     listener: UnixListener,
     shared: Arc<Shared>,
     socket: PathBuf,
-    _lock: fs::File,
+    _lock: Hold,
 }
 
 struct Shared {
@@ -69,16 +71,7 @@ impl Server {
     /// Listens. What a killed host process left there is removed; one that lives is left alone.
     pub fn bind(socket: &Path, allowed: Allowed, lease: Lease) -> Result<Self, HostError> {
         let fault = |what: &str| HostError::os(format!("{what} {}", socket.display()));
-        let lock_path = socket.with_extension("lock");
-        let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(HostError::os(format!("open {}", lock_path.display())))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(fault("listen on")(io::Error::from(io::ErrorKind::AddrInUse)));
-            }
-            Err(fs::TryLockError::Error(error)) => return Err(fault("lock")(error)),
-        }
+        let lock = Hold::take(&socket.with_extension("lock"), &socket.display().to_string())?;
         match fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault("remove")(error)),
             _ => {}
@@ -96,7 +89,8 @@ impl Server {
     }
 
     /// Serves until `stop`; then no new request is taken, and those under way come to their end. VMs go on.
-    pub async fn run(self, host: Host, stop: CancellationToken) {
+    pub async fn run(self, hosts: impl Into<Hosts>, stop: CancellationToken) {
+        let hosts = hosts.into();
         let free = Arc::new(Semaphore::new(CONNECTIONS));
         // Connections end with this future, however it ends.
         let _ended = self.shared.stop.clone().drop_guard();
@@ -115,9 +109,9 @@ impl Server {
             };
             // One that finds no place is dropped, which closes it.
             let Ok(place) = Arc::clone(&free).try_acquire_owned() else { continue };
-            let (shared, host) = (Arc::clone(&self.shared), host.clone());
+            let (shared, hosts) = (Arc::clone(&self.shared), hosts.clone());
             self.shared.tasks.spawn(async move {
-                shared.serve(stream, host).await;
+                shared.serve(stream, hosts).await;
                 drop(place);
             });
         }
@@ -133,13 +127,13 @@ impl Server {
 
 /// One client that said a good hello.
 struct Client {
-    host: Host,
+    hosts: Hosts,
     outbox: Outbox,
     controller: Option<Arc<Holder>>,
 }
 
 impl Shared {
-    async fn serve(self: Arc<Self>, stream: UnixStream, host: Host) {
+    async fn serve(self: Arc<Self>, stream: UnixStream, hosts: Hosts) {
         let Ok(peer) = stream.peer_cred() else { return };
         if !self.may_look(&peer) {
             tracing::warn!(uid = peer.uid(), gid = peer.gid(), pid = peer.pid(), "a stranger connected");
@@ -157,9 +151,9 @@ impl Shared {
         };
         match self.admit(version, role, &peer, &outbox) {
             Ok(controller) => {
-                let welcome = ToClient::Welcome { status: host.status() };
+                let welcome = ToClient::Welcome { status: hosts.status() };
                 if send(&outbox, &welcome).await.is_ok() {
-                    let client = Client { host, outbox, controller: controller.clone() };
+                    let client = Client { hosts, outbox, controller: controller.clone() };
                     let ended = self.converse(Arc::new(client), &mut reader, &mut writing).await;
                     tracing::info!(
                         pid = peer.pid(),
@@ -225,6 +219,7 @@ impl Shared {
             }
         };
         tokio::pin!(superseded);
+        let mut ends = Ends::of(&client.hosts);
         loop {
             let message = tokio::select! {
                 message = timeout(SILENCE_LIMIT, reader.next::<ToServer>()) => message,
@@ -234,6 +229,12 @@ impl Shared {
                         Err(_) => return "another controller took over",
                     });
                     return "another controller took over";
+                }
+                (vm, end) = ends.next(), if client.controller.is_some() => {
+                    if send(&client.outbox, &ToClient::Ended { vm, end }).await.is_err() {
+                        return "it takes no messages";
+                    }
+                    continue;
                 }
                 () = self.stop.cancelled() => return "the host process ends",
                 _ = &mut *writing => return "it takes no messages",

@@ -6,7 +6,7 @@ use polydev_core::{
     ids::UserId,
     wire::{FileGet, FilePut, Reply, Request, files::FileBytes},
 };
-use polydev_host::{HostError, LogKind};
+use polydev_host::{HostError, LogKind, VmEnd};
 use tokio::time::timeout;
 
 use super::{
@@ -107,6 +107,10 @@ pub(crate) async fn a_vm_that_crashes_is_noticed_and_reclaimed(kind: Kind) {
     machine.agent_log_is_copied(id).await;
     machine.crash(id);
     timeout(machine.patience(), vm.agent.closed()).await.expect("the crash is noticed");
+    if !matches!(machine.kind, Kind::Fake(_)) {
+        let end = vm.agent.end().await;
+        assert!(matches!(end, Some(VmEnd::Killed(9) | VmEnd::Unknown)), "{end:?}");
+    }
     assert!(vm.agent.request(Request::CancelLogin).await.is_err());
     let seen = host.list().await.unwrap();
     assert!(seen.iter().any(|vm| vm.id == id && !vm.running), "{seen:?}");

@@ -58,7 +58,7 @@ impl Machine {
             loop {
                 match Server::bind(&socket, me, lease.clone()) {
                     Ok(server) => return server,
-                    Err(HostError::Os { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+                    Err(HostError::Held { .. }) => {
                         tokio::time::sleep(LOOK_AGAIN).await;
                     }
                     Err(error) => panic!("{error}"),

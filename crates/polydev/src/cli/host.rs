@@ -8,8 +8,8 @@ use std::{
 
 use clap::Args;
 use polydev_host::{
-    Host, HostError,
-    remote::{Allowed, Lease, Server},
+    HostError,
+    remote::{Allowed, Hold, Hosts, Lease, Server},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -63,6 +63,9 @@ impl HostFault {
         match self {
             Self::NoSocket => "give --socket FILE, or `socket` in the table [host] of the configuration",
             Self::NoUser(_) => "give its name or number as `user` in the table [host] of the configuration",
+            Self::Host(HostError::Held { .. }) => {
+                "`systemctl restart polydev-host` puts this program in the place of one that systemd runs"
+            }
             Self::Read { .. } | Self::Host(_) | Self::Io(_) => {
                 "`polydev doctor` says what works on this machine"
             }
@@ -70,8 +73,8 @@ impl HostFault {
     }
 }
 
-/// Runs until it is told to end; VMs that somebody has go on. SIGUSR1: no new VMs from then on, for a machine that is to be taken out of
-/// service.
+/// Runs until it is told to end; VMs that somebody has go on. SIGUSR1: no new VMs from then on, for a machine that is to
+/// be taken out of service.
 pub(super) fn run(flags: Flags, args: HostArgs) -> anyhow::Result<()> {
     let config = flags.with_host_socket(args.socket).config()?;
     serve::start_logging();
@@ -86,10 +89,12 @@ async fn host(config: &Config) -> Result<(), HostFault> {
         fs::create_dir_all(dir)?;
     }
     let lease = Lease::default();
-    // Bound before VMs are touched: of two host processes the second one ends here.
+    // Before VMs are touched: of two host processes the second one ends here.
     let server = Server::bind(socket, allowed, lease.clone())?;
-    let host = Host::open(serve::host_config(config), std::sync::Arc::new(lease.egress())).await?;
-    let status = host.status();
+    let machine = serve::host_config(config);
+    let _held = Hold::of_run_dir(&machine.run_dir)?;
+    let hosts = Hosts::open(machine, std::sync::Arc::new(lease.egress())).await?;
+    let status = hosts.status();
     if status.shared_kernel {
         tracing::warn!(
             driver = status.driver,
@@ -100,11 +105,11 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(socket = %socket.display(), uid = allowed.uid, driver = status.driver, "polydev host is listening");
     let mut drain = signal(SignalKind::user_defined1())?;
-    let serving = tokio::spawn(server.run(host.clone(), stop.clone()));
+    let serving = tokio::spawn(server.run(hosts.clone(), stop.clone()));
     let draining = async {
         drain.recv().await;
         tracing::info!("no new VMs from now on");
-        match host.drain().await {
+        match hosts.drain().await {
             Ok(()) => tracing::info!("drained: only VMs that somebody has are left"),
             Err(error) => tracing::error!(%error, "draining did not come to its end"),
         }
@@ -120,6 +125,8 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     if timeout(DRAIN_LIMIT, serving).await.is_err() {
         tracing::warn!("work under way was cut off; the next host process finds what it left");
     }
+    // Without an image there never was one, and nothing lies ready.
+    let Ok(host) = hosts.get() else { return Ok(()) };
     if let Err(error) = host.end_pool(DRAIN_LIMIT).await {
         tracing::warn!(%error, "VMs that were held ready may be left; the next host process takes them over");
     }

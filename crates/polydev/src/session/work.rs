@@ -138,17 +138,25 @@ pub(super) fn listen(vm: &Vm, report: mpsc::Sender<Message>) -> AbortHandle {
                         tracing::warn!(vm.id = %id, lost, "agent reported faster than the session could follow");
                         continue;
                     }
-                    Err(RecvError::Closed) => Message::Happened(Event::AgentGone),
+                    Err(RecvError::Closed) => Message::Happened(gone(&agent).await),
                 },
-                () = agent.closed() => Message::Happened(Event::AgentGone),
+                () = agent.closed() => Message::Happened(gone(&agent).await),
             };
-            let last = matches!(message, Message::Happened(Event::AgentGone));
+            let last = matches!(message, Message::Happened(_));
             if report.send(message).await.is_err() || last {
                 return;
             }
         }
     });
     task.abort_handle()
+}
+
+/// The end of the connection to a VM's agent, with the reason when the VM itself ended.
+async fn gone(agent: &AgentClient) -> Event {
+    agent.end().await.map_or(Event::AgentGone, |end| Event::VmFailed {
+        cause: VmFailure::Died,
+        detail: format!("the browser VM ended by itself: {end}"),
+    })
 }
 
 /// Reads the credential files and checks them as the agent did.

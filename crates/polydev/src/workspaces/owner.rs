@@ -304,9 +304,10 @@ impl Owner {
     }
 
     async fn lost(&mut self) {
-        let Some(id) = self.id() else { return };
-        self.place = Place::Absent;
-        tracing::warn!(vm.id = %id, user = %self.user, "CLI VM ended by itself");
+        let Place::Running(running) = mem::replace(&mut self.place, Place::Absent) else { return };
+        let id = running.vm.id;
+        let reason = running.vm.agent.end().await.map(|end| end.to_string());
+        tracing::warn!(vm.id = %id, user = %self.user, reason, "CLI VM ended by itself");
         if let Err(error) = self.parts.store.vm_failed(id).await {
             tracing::error!(vm.id = %id, %error, "lost CLI VM could not be noted");
         }

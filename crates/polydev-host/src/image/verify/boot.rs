@@ -94,12 +94,18 @@ fn read_faults(console: &str) -> Vec<String> {
     faults
 }
 
-/// An initramfs with the build machine's programs, their libraries and the check as `/init`. The image itself need not have them.
+/// An initramfs with the check as `/init`.
 fn archive(layers: &[&str]) -> Result<Vec<u8>, ImageError> {
+    Ok(initramfs(&PROGRAMS, &init(layers))?.finish())
+}
+
+/// An initramfs with programs of this machine in `/bin`, by the name they get there, their libraries, and a script as
+/// `/init`. The image itself need not have them.
+pub(crate) fn initramfs(programs: &[(&str, &str)], init: &str) -> Result<Archive, ImageError> {
     let mut machine = Guest::open(Path::new("/"))?;
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let mut open: Vec<(String, String)> =
-        PROGRAMS.iter().map(|(name, path)| (format!("bin/{name}"), (*path).to_owned())).collect();
+        programs.iter().map(|(name, path)| (format!("bin/{name}"), (*path).to_owned())).collect();
     while let Some((name, path)) = open.pop() {
         if files.contains_key(&name) {
             continue;
@@ -134,8 +140,8 @@ fn archive(layers: &[&str]) -> Result<Vec<u8>, ImageError> {
     for (name, content) in &files {
         archive.file(name, 0o755, content);
     }
-    archive.file("init", 0o755, init(layers).as_bytes());
-    Ok(archive.finish())
+    archive.file("init", 0o755, init.as_bytes());
+    Ok(archive)
 }
 
 /// The check itself, as a shell script that reports on the console and restarts the machine at its end.

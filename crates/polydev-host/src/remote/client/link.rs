@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -27,6 +27,7 @@ use super::{
         protocol::{Denied, PROTOCOL_VERSION, Reply, Request, Role, ToClient, ToServer},
     },
     RemoteOptions,
+    agents::Agents,
 };
 use crate::{
     egress::{EgressHandler, EgressRefused},
@@ -173,8 +174,11 @@ impl Core {
         }
     }
 
-    fn note(&self, status: HostStatus) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    /// Whether the host process misses nothing any more that it missed before.
+    fn note(&self, status: HostStatus) -> bool {
+        let complete = status.missing.is_none();
+        let before = self.status.lock().unwrap_or_else(PoisonError::into_inner).replace(status);
+        complete && before.is_some_and(|before| before.missing.is_some())
     }
 
     /// Publishes how the connection is, unless it was closed for good.
@@ -217,7 +221,7 @@ impl Link {
 }
 
 /// Connects and keeps the connection until it is closed for good.
-pub(super) async fn keep_up(core: Arc<Core>, options: RemoteOptions) {
+pub(super) async fn keep_up(core: Arc<Core>, agents: Weak<Agents>, options: RemoteOptions) {
     let (mut pause, mut role) = (FIRST_PAUSE, options.role);
     while !core.is_closed() {
         match hello(&options.socket, role).await {
@@ -230,7 +234,7 @@ pub(super) async fn keep_up(core: Arc<Core>, options: RemoteOptions) {
                 core.note(status);
                 let link = Arc::new(Link { outbox, next: AtomicU64::new(1), pending: Mutex::default() });
                 core.publish(State::Up(Arc::clone(&link)));
-                let reason = converse(&core, &link, &mut reader, writing).await;
+                let reason = converse(&core, &agents, &link, &mut reader, writing).await;
                 let superseded = matches!(reason, Lost::Superseded);
                 let reason = reason.to_string();
                 tracing::warn!(reason, "connection to the host process lost");
@@ -296,19 +300,13 @@ enum Lost {
 
 async fn converse(
     core: &Arc<Core>,
+    agents: &Weak<Agents>,
     link: &Arc<Link>,
     reader: &mut Reader,
     mut writing: AbortOnDropHandle<io::Result<()>>,
 ) -> Lost {
     let mut asks = JoinSet::new();
-    for request in core.first_words() {
-        let (name, link) = (request.name(), Arc::clone(link));
-        asks.spawn(async move {
-            if let Err(error) = link.ask(request).await {
-                tracing::warn!(request = name, %error, "the host process could not be told again");
-            }
-        });
-    }
+    tell_again(core, link, &mut asks);
     let free = Arc::new(Semaphore::new(ASKS));
     let watching = watch_status(link);
     tokio::pin!(watching);
@@ -321,7 +319,9 @@ async fn converse(
         };
         match message {
             Ok(Some((ToClient::Reply { id, result, status }, socket))) => {
-                core.note(status);
+                if core.note(status) {
+                    tell_again(core, link, &mut asks);
+                }
                 let reply = link.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 if let Some(reply) = reply {
                     let _ = reply.send((result, socket));
@@ -339,13 +339,35 @@ async fn converse(
                     }
                 });
             }
+            Ok(Some((ToClient::Ended { vm, end }, None))) => {
+                if let Some(agent) = agents.upgrade().and_then(|agents| agents.get(vm)) {
+                    agent.vm_ended(end);
+                }
+            }
             Ok(Some((ToClient::Superseded, _))) => return Lost::Superseded,
-            Ok(Some((ToClient::Welcome { .. } | ToClient::Denied(_) | ToClient::Ask { .. }, _))) => {
+            Ok(Some((
+                ToClient::Welcome { .. }
+                | ToClient::Denied(_)
+                | ToClient::Ask { .. }
+                | ToClient::Ended { .. },
+                _,
+            ))) => {
                 return Lost::Io(io::ErrorKind::InvalidData.into());
             }
             Ok(None) => return Lost::Closed,
             Err(error) => return Lost::Io(error),
         }
+    }
+}
+
+fn tell_again(core: &Core, link: &Arc<Link>, asks: &mut JoinSet<()>) {
+    for request in core.first_words() {
+        let (name, link) = (request.name(), Arc::clone(link));
+        asks.spawn(async move {
+            if let Err(error) = link.ask(request).await {
+                tracing::warn!(request = name, %error, "the host process could not be told again");
+            }
+        });
     }
 }
 

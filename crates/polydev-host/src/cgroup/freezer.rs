@@ -15,20 +15,20 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// The one group of several hierarchies that can be frozen.
 #[derive(Debug)]
-pub(super) enum Freezer {
+pub(crate) enum Freezer {
     V1(PathBuf),
     V2(PathBuf),
 }
 
 impl Freezer {
     /// Among a container's groups. On a hybrid host the unified one exists too, but runc puts no process into it.
-    pub(super) fn of(groups: &[PathBuf]) -> Option<Self> {
+    pub(crate) fn of(groups: &[PathBuf]) -> Option<Self> {
         let with = |name: &str| groups.iter().find(|group| group.join(name).exists()).cloned();
         with("freezer.state").map(Self::V1).or_else(|| with("cgroup.freeze").map(Self::V2))
     }
 
     /// Stops them; returns when all have stopped. When that takes too long they go on.
-    pub(super) async fn freeze(&self) -> io::Result<()> {
+    pub(crate) async fn freeze(&self) -> io::Result<()> {
         let deadline = Instant::now() + LIMIT;
         self.set(true)?;
         while !self.is_frozen() {
@@ -46,11 +46,11 @@ impl Freezer {
     }
 
     /// Lets them go on.
-    pub(super) fn thaw(&self) -> io::Result<()> {
+    pub(crate) fn thaw(&self) -> io::Result<()> {
         self.set(false)
     }
 
-    pub(super) fn is_frozen(&self) -> bool {
+    pub(crate) fn is_frozen(&self) -> bool {
         let read = |dir: &Path, name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
         match self {
             Self::V1(dir) => read(dir, "freezer.state").trim() == "FROZEN",
