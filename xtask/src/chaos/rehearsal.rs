@@ -24,7 +24,9 @@ impl Suite {
         let caller = caller.context("a manager without a trap gets ready")?;
         let dead = |failure: Failure| anyhow::anyhow!("without any kill: {failure}");
         let before = self.starter.reached().len();
-        caller.prepare().map_err(dead)?;
+        if !self.options.cold {
+            caller.prepare().map_err(dead)?;
+        }
         let prepared = self.starter.reached().split_off(before);
         self.have_warm(&caller).map_err(dead)?;
         let (count, seed) = (self.options.driver.tracks(), self.options.seed);
