@@ -10,6 +10,7 @@ mod machine;
 mod manager;
 mod options;
 mod orphans;
+mod rehearsal;
 mod report;
 mod suite;
 mod track;

@@ -21,6 +21,8 @@ use crate::{
 
 /// Format of the file.
 const SCHEMA: u32 = 1;
+/// Extension of a file that is being written.
+const UNFINISHED: &str = "tmp";
 
 /// One VM's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,9 +126,20 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Opens the directory, making it if needed.
+    /// Opens the directory, making it if needed. Removes what an earlier process had not finished writing: later, nobody
+    /// could tell that from a record that is just being written.
     pub(crate) fn open(dir: PathBuf) -> Result<Self, HostError> {
         fs::create_dir_all(&dir).map_err(HostError::os(format!("make {}", dir.display())))?;
+        let remove_unfinished = || -> io::Result<()> {
+            for entry in fs::read_dir(&dir)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+                    fs::remove_file(path)?;
+                }
+            }
+            Ok(())
+        };
+        remove_unfinished().map_err(HostError::os(format!("clear up {}", dir.display())))?;
         Ok(Self { dir })
     }
 
@@ -185,7 +198,7 @@ pub(crate) fn read_file(path: &Path) -> Option<VmRecord> {
 /// Replaces a file so that either the old or the new content is there, even after a power failure.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_extension(UNFINISHED);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
@@ -202,6 +215,17 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_earlier_process_had_not_finished_writing_is_gone_and_records_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.tmp", "a.json"] {
+            fs::write(dir.path().join(name), "half").unwrap();
+        }
+        Records::open(dir.path().to_owned()).unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["a.json"]);
+    }
 
     #[test]
     fn a_record_of_before_there_were_phases_reads_as_a_running_active_vm() {

@@ -15,6 +15,8 @@ const MARKER: &str = ".config/chaos.txt";
 const RUN_LIMIT_MS: u64 = 30_000;
 const DESKTOP_PX: (u16, u16) = (1280, 800);
 const VCPUS: u8 = 1;
+/// How long making a template may take, and that is under emulation on a busy machine.
+const PREPARATION: Duration = Duration::from_secs(1800);
 /// How often it is looked whether the manager lives.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -92,7 +94,8 @@ impl Caller {
 
     /// Makes what lets VMs start fast.
     pub(super) fn prepare(&self) -> Result<(), Failure> {
-        self.ask(self.host.prepare_templates(VCPUS, self.memory_mib, DESKTOP_PX))
+        let caller = Self { patience: PREPARATION, ..self.clone() };
+        caller.ask(self.host.prepare_templates(VCPUS, self.memory_mib, DESKTOP_PX))
     }
 
     /// How many browser VMs are to be held ready.

@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     /// VMs have a network device of their own.
     pub(crate) tap: bool,
+    /// No templates are made, so that browser VMs boot. Where a machine is emulated a template takes many minutes.
+    pub(crate) cold: bool,
     /// A failpoint that was reached and at which nothing was killed is a fault however few kills there are.
     pub(crate) all_failpoints: bool,
     pub(crate) json: Option<PathBuf>,
@@ -35,8 +37,15 @@ pub(crate) enum Driver {
 
 impl Options {
     pub(crate) fn read(arguments: &[String]) -> Result<Self> {
-        let mut options =
-            Self { driver: Driver::Fake, kills: 200, seed: 1, tap: false, all_failpoints: false, json: None };
+        let mut options = Self {
+            driver: Driver::Fake,
+            kills: 200,
+            seed: 1,
+            tap: false,
+            cold: false,
+            all_failpoints: false,
+            json: None,
+        };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{argument} needs a value"));
@@ -51,11 +60,12 @@ impl Options {
                         other => bail!("no network {other}; there are tap and channel"),
                     }
                 }
+                "--cold" => options.cold = true,
                 "--all-failpoints" => options.all_failpoints = true,
                 "--json" => options.json = Some(value()?.into()),
                 other => {
                     bail!(
-                        "unknown option {other}; there are --driver, --kills, --seed, --network, \
+                        "unknown option {other}; there are --driver, --kills, --seed, --network, --cold, \
                          --all-failpoints and --json"
                     )
                 }

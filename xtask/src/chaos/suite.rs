@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use polydev_core::ids::{Slot, VmId};
 use polydev_host::SeenVm;
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{compile, random::Random, repo};
 
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long what was released may take to be gone.
 const SETTLE: Duration = Duration::from_secs(20);
 /// How many of a plan's kills are at a random time, as a divisor.
@@ -39,24 +39,26 @@ const RANDOM_EVERY: usize = 4;
 const AT_RANDOM: &str = "(random time)";
 /// A suite that finds one fault after the other is ended.
 const FAULTS_MAX: usize = 50;
+/// How long VMs that are held ready may take to go, those included that are just being made.
+const DRAIN_LIMIT: Duration = Duration::from_secs(100);
 /// How often the controller dies with its manager.
 const CONTROLLER_DIES: f64 = 0.3;
-/// How long the first VM that is held ready may take.
-const WARM_LIMIT: Duration = Duration::from_secs(120);
 /// Slots that are free when every track has its VM.
 const SPARE_SLOTS: u8 = 1;
 
 /// See the module.
 pub(super) struct Suite {
-    options: Options,
-    machine: Machine,
+    pub(super) options: Options,
+    pub(super) machine: Machine,
     baseline: Baseline,
-    starter: Starter,
-    tracks: Vec<Track>,
+    pub(super) starter: Starter,
+    pub(super) tracks: Vec<Track>,
     /// By failpoint: what to ask for, to get there.
-    goals: BTreeMap<String, BTreeSet<Goal>>,
+    pub(super) goals: BTreeMap<String, BTreeSet<Goal>>,
+    /// Failpoints that are reached only while a template is made.
+    pub(super) once: BTreeSet<String>,
     random: Random,
-    report: Report,
+    pub(super) report: Report,
     /// Removed at the end, unless something was found.
     dir: Option<TempDir>,
     run_dir: PathBuf,
@@ -103,6 +105,7 @@ impl Suite {
             starter,
             tracks: Vec::new(),
             goals: BTreeMap::new(),
+            once: BTreeSet::new(),
             random: Random::new(options.seed),
             report: Report::new(options.driver, options.seed),
             dir: Some(dir),
@@ -155,59 +158,11 @@ impl Suite {
         self.last_look()
     }
 
-    /// One life of every track without a kill, which shows the failpoints there are.
-    fn rehearse(&mut self) -> Result<()> {
-        let (mut manager, caller) = self.starter.start(None)?;
-        let caller = caller.context("a manager without a trap gets ready")?;
-        let dead = |failure: Failure| anyhow::anyhow!("without any kill: {failure}");
-        caller.prepare().map_err(dead)?;
-        self.have_warm(&caller).map_err(dead)?;
-        let (count, seed) = (self.options.driver.tracks(), self.options.seed);
-        let has_disk = self.options.driver.has_disk();
-        self.tracks = (0..count).map(|index| Track::new(index, seed, has_disk)).collect();
-        use Operation::{Create, Destroy, Get, Hibernate, Ping, Put, Resume};
-        let life = [Create, Ping, Put, Get, Hibernate, Resume, Ping, Get, Destroy];
-        for (index, track) in self.tracks.iter_mut().take(2).enumerate() {
-            let for_all = |it: &Operation| matches!(it, Create | Ping | Destroy);
-            for operation in life.into_iter().filter(|it| index == 0 || for_all(it)) {
-                let before = self.starter.reached().len();
-                track.perform(operation, &caller, &self.machine, &self.report).map_err(dead)?;
-                let goal = Goal { operation, cli: track.user.is_some() };
-                for name in self.starter.reached().split_off(before) {
-                    let goals = self.goals.entry(name).or_default();
-                    // What is reached by several kinds of requests, or by itself, is reached by the first, too.
-                    if goals.first().is_none_or(|first| first.operation == operation) {
-                        goals.insert(goal);
-                    }
-                }
-            }
-        }
-        if self.report.fault_count() > 0 {
-            bail!("there are faults without any kill:\n  {}", self.report.faults().join("\n  "));
-        }
-        manager.kill()?;
-        self.starter.ended(false)
-    }
-
-    /// Waits for the browser VMs that are held ready.
-    fn have_warm(&self, caller: &Caller) -> Result<(), Failure> {
-        let high = self.options.driver.warm();
-        caller.warm(high)?;
-        let deadline = Instant::now() + WARM_LIMIT;
-        while caller.status().warm < high {
-            if Instant::now() > deadline {
-                return Err(Failure::Refused("no VM is held ready".to_owned()));
-            }
-            caller.list()?;
-            thread::sleep(LOOK_AGAIN * 20);
-        }
-        Ok(())
-    }
-
     /// The plan: each failpoint in turn, and now and then a random time.
     fn next_kill(&mut self) -> Kill {
         let number = self.report.kills();
-        let reached: BTreeSet<String> = self.starter.reached().into_iter().collect();
+        let mut reached: BTreeSet<String> = self.starter.reached().into_iter().collect();
+        reached.retain(|name| !self.once.contains(name));
         if reached.is_empty() || number % RANDOM_EVERY == RANDOM_EVERY - 1 {
             return Kill::After(self.options.driver.random_kill().mul_f64(self.random.unit()));
         }
@@ -534,7 +489,7 @@ fn check_track(
 
 /// What is still listed of VMs that are on their way out, when they have had their time.
 fn none_listed(caller: &Caller) -> Result<Vec<SeenVm>, Failure> {
-    let deadline = Instant::now() + SETTLE;
+    let deadline = Instant::now() + DRAIN_LIMIT;
     loop {
         let listed = caller.list()?;
         if listed.is_empty() || Instant::now() >= deadline {
@@ -549,7 +504,7 @@ fn is_anything_left(machine: &Machine) -> bool {
     !names("vm").is_empty() || !names("layers").is_empty() || !machine.records().is_empty()
 }
 
-fn remove(dir: &std::path::Path) -> Result<()> {
+pub(super) fn remove(dir: &std::path::Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", dir.display()))

@@ -17,7 +17,8 @@ use crate::{
 
 /// Most VMs that are removed at one time.
 const DESTROY_AT_ONCE: usize = 16;
-/// Most looks for VMs that nobody wants: a program that was launching one when its host was killed may show up late.
+/// Most looks for VMs that nobody wants: a program that was launching one when its host was killed may show up late, and
+/// be in the way of what the look before it removes.
 const LOOKS_MAX: usize = 3;
 
 impl Inner {
@@ -42,8 +43,10 @@ impl Inner {
         let mut report = ReclaimReport::default();
         let mut first_error = None;
         for _ in 0..LOOKS_MAX {
+            // What resisted is found again, and with it the process that was not seen yet.
+            first_error = None;
             let found = self.with_one_look(self.reclaim_once(wanted, &mut report, &mut first_error)).await?;
-            if !found || first_error.is_some() {
+            if !found {
                 break;
             }
         }
@@ -90,7 +93,7 @@ impl Inner {
                 Ok(()) => report.destroyed.push(id),
                 // One VM that resists must not keep the others alive.
                 Err(error) => {
-                    tracing::error!(vm.id = %id, %error, "VM cannot be reclaimed");
+                    tracing::warn!(vm.id = %id, %error, "VM cannot be reclaimed yet");
                     first_error.get_or_insert(error);
                 }
             }
@@ -140,11 +143,6 @@ impl Inner {
             mounts::unmount_under(&path)?;
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(HostError::os(format!("remove {}", path.display())))?;
-            swept.push(path.display().to_string());
-        }
-        let unfinished = read(&self.places.data.join("vms"));
-        for path in unfinished.into_iter().filter(|path| path.extension().is_some_and(|it| it == "tmp")) {
-            fs::remove_file(&path).map_err(HostError::os(format!("remove {}", path.display())))?;
             swept.push(path.display().to_string());
         }
         Ok(())
