@@ -35,7 +35,7 @@ use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
 /// Nothing that a test waits for takes longer.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Of one controller.
 const THREADS: usize = 2;
