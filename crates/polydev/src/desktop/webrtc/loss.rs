@@ -72,11 +72,14 @@ enum Way {
     ToPage,
 }
 
+/// A packet under way: when it arrives, its number, where to.
+type Flying = (Instant, u64, Way, Vec<u8>);
+
 /// A network path, and all that is under way on it.
 struct Path {
     state: u64,
     loss_percent: u64,
-    flying: BinaryHeap<Reverse<(Instant, u64, Way, Vec<u8>)>>,
+    flying: BinaryHeap<Reverse<Flying>>,
     sent: u64,
     lost: u32,
 }
