@@ -72,7 +72,7 @@ enum Way {
     ToPage,
 }
 
-/// When it arrives, its number, where it goes, and what it is.
+/// A packet under way: when it arrives, its number, where to.
 type Flying = (Instant, u64, Way, Vec<u8>);
 
 /// A network path, and all that is under way on it.
