@@ -34,14 +34,12 @@ use crate::{
 use super::{
     body::{Id, Params},
     problem::Problem,
-    vnc::close,
+    vnc::{FAREWELL_LIMIT, say_goodbye},
 };
 
 const SUBPROTOCOL: &str = "polydev.desktop.v1";
 /// A page that takes nothing for this long is gone.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
-/// How long a page may take for its good-bye.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// A page that says nothing for this long, not even an answer to a ping, is gone.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 /// Well below what a viewer in control may be silent for.
@@ -125,7 +123,7 @@ async fn serve(socket: WebSocket, joined: Joined) {
         () = &mut listening => return,
         () = send(to_page, frames, words, &link) => {}
     }
-    // Closed with something unread, a connection is reset, and the last words may be lost (RFC 1122, section 4.2.2.13).
+    // As in `close`.
     let _ = timeout(FAREWELL_LIMIT, listening).await;
 }
 
@@ -161,7 +159,7 @@ async fn send(
                 let message = match word {
                     Some(Outgoing::Text(text)) => Message::Text((&*text).into()),
                     Some(Outgoing::Binary(bytes)) => Message::Binary(bytes),
-                    None => return close(&mut to_page, close_code::NORMAL, "nothing more comes").await,
+                    None => return say_goodbye(&mut to_page, close_code::NORMAL, "nothing more comes").await,
                 };
                 if !sent(&mut to_page, message).await {
                     return;

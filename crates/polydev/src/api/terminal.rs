@@ -111,7 +111,13 @@ async fn serve(agent: AgentClient, vm: VmId, size: (u16, u16), socket: WebSocket
         Ok(pty) => pty,
         Err(error) => {
             tracing::warn!(vm.id = %vm, %error, "terminal could not be opened");
-            return close(&mut to_page, close_code::ERROR, "the terminal could not be opened").await;
+            return close(
+                &mut to_page,
+                &mut from_page,
+                close_code::ERROR,
+                "the terminal could not be opened",
+            )
+            .await;
         }
     };
     loop {
@@ -132,7 +138,7 @@ async fn serve(agent: AgentClient, vm: VmId, size: (u16, u16), socket: WebSocket
                     return;
                 }
                 if last {
-                    return close(&mut to_page, close_code::NORMAL, "the shell has ended").await;
+                    return close(&mut to_page, &mut from_page, close_code::NORMAL, "the shell has ended").await;
                 }
             }
             message = from_page.next() => {
@@ -143,7 +149,7 @@ async fn serve(agent: AgentClient, vm: VmId, size: (u16, u16), socket: WebSocket
                             Some((cols, rows)) => PtyFrame::Resize { cols, rows },
                             None => continue,
                         },
-                        Err(_) => return close(&mut to_page, close_code::PROTOCOL, "unknown message").await,
+                        Err(_) => return close(&mut to_page, &mut from_page, close_code::PROTOCOL, "unknown message").await,
                     },
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return,
@@ -154,7 +160,8 @@ async fn serve(agent: AgentClient, vm: VmId, size: (u16, u16), socket: WebSocket
             }
         }
     }
-    close(&mut to_page, close_code::AWAY, "the terminal was taken over or its VM is gone").await;
+    close(&mut to_page, &mut from_page, close_code::AWAY, "the terminal was taken over or its VM is gone")
+        .await;
 }
 
 /// The shell that is open already, or a new one.

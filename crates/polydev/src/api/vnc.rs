@@ -50,6 +50,8 @@ const CLIENT_MESSAGE_MAX: usize = 1 << 20;
 const CHUNK: usize = 64 << 10;
 /// A page that takes nothing for this long is gone.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
+/// How long a page may take for its good-bye.
+pub(super) const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// The person's activity is told to the sign-in at most this often.
 const ACTIVE_EVERY: Duration = Duration::from_secs(2);
 
@@ -103,12 +105,13 @@ struct Bridge {
 impl Bridge {
     async fn run(self, socket: WebSocket) {
         let Self { agent, sessions, id, link, words, has_words, _count } = self;
-        let (mut to_page, from_page) = socket.split();
+        let (mut to_page, mut from_page) = socket.split();
         let guest = match agent.vnc().await {
             Ok(guest) => guest,
             Err(error) => {
                 tracing::warn!(session.id = %id, %error, "live browser is not there");
-                return close(&mut to_page, close_code::ERROR, "the live browser is not there").await;
+                let why = "the live browser is not there";
+                return close(&mut to_page, &mut from_page, close_code::ERROR, why).await;
             }
         };
         if has_words && !sent(&mut to_page, first_words(&link)).await {
@@ -125,11 +128,11 @@ impl Bridge {
             told: None,
         };
         tokio::select! {
-            () = hands.pass(from_page, to_guest) => {}
+            () = hands.pass(&mut from_page, to_guest) => {}
             () = show(from_guest, &mut to_page, words, has_words) => {}
             () = agent.closed() => {}
         }
-        close(&mut to_page, close_code::AWAY, "the live browser is gone").await;
+        close(&mut to_page, &mut from_page, close_code::AWAY, "the live browser is gone").await;
     }
 }
 
@@ -146,7 +149,7 @@ struct Hands {
 }
 
 impl Hands {
-    async fn pass(&mut self, mut from_page: SplitStream<WebSocket>, mut to_guest: impl AsyncWrite + Unpin) {
+    async fn pass(&mut self, from_page: &mut SplitStream<WebSocket>, mut to_guest: impl AsyncWrite + Unpin) {
         let mut on = Vec::new();
         loop {
             on.clear();
@@ -236,10 +239,26 @@ async fn sent(to_page: &mut SplitSink<WebSocket, Message>, message: Message) -> 
     matches!(timeout(SEND_LIMIT, to_page.send(message)).await, Ok(Ok(())))
 }
 
-pub(super) async fn close(socket: &mut SplitSink<WebSocket, Message>, code: u16, reason: &'static str) {
+/// Says good-bye and waits for the page's answer.
+pub(super) async fn close(
+    to_page: &mut SplitSink<WebSocket, Message>,
+    from_page: &mut SplitStream<WebSocket>,
+    code: u16,
+    reason: &'static str,
+) {
+    say_goodbye(to_page, code, reason).await;
+    // Closed with something unread, a connection is reset, and the last words may be lost (RFC 1122, section 4.2.2.13).
+    let _ = timeout(FAREWELL_LIMIT, async { while let Some(Ok(_)) = from_page.next().await {} }).await;
+}
+
+pub(super) async fn say_goodbye(
+    to_page: &mut SplitSink<WebSocket, Message>,
+    code: u16,
+    reason: &'static str,
+) {
     let frame = CloseFrame { code, reason: reason.into() };
     // The other side may be gone already.
-    let _ = timeout(SEND_LIMIT, socket.send(Message::Close(Some(frame)))).await;
+    let _ = timeout(SEND_LIMIT, to_page.send(Message::Close(Some(frame)))).await;
 }
 
 impl From<WebSocketUpgradeRejection> for Problem {
