@@ -131,8 +131,8 @@ impl Driver {
     /// Longest that callers go on until the manager gets to where it is to die.
     pub(crate) const fn round(self) -> Duration {
         match self {
-            Self::Fake => Duration::from_secs(6),
-            Self::Container => Duration::from_secs(12),
+            Self::Fake => Duration::from_secs(10),
+            Self::Container => Duration::from_secs(20),
             Self::Firecracker => Duration::from_secs(60),
             Self::Qemu => Duration::from_secs(150),
         }

@@ -190,7 +190,6 @@ impl Suite {
             Kill::At(name, nth) => Some(format!("{name}:{nth}")),
             Kill::After(_) => None,
         };
-        let began = Instant::now();
         let (mut manager, caller) = self.starter.start(trap.as_deref())?;
         let timer = Timer::start(&manager, kill);
         let goals = match kill {
@@ -199,7 +198,7 @@ impl Suite {
         };
         let done = match caller {
             None => Ok(()),
-            Some(caller) => self.live(&caller, &mut manager, began, &goals),
+            Some(caller) => self.live(&caller, &mut manager, &goals),
         };
         // Where it was to die only if it did.
         let trapped = trap.is_some() && manager.is_trapped();
@@ -224,13 +223,7 @@ impl Suite {
     }
 
     /// Takes over, then asks for this and that until the manager dies or its time is over.
-    fn live(
-        &mut self,
-        caller: &Caller,
-        manager: &mut Manager,
-        began: Instant,
-        goals: &BTreeSet<Goal>,
-    ) -> Result<()> {
+    fn live(&mut self, caller: &Caller, manager: &mut Manager, goals: &BTreeSet<Goal>) -> Result<()> {
         match self.take_over(caller, manager.pid()) {
             Ok(()) => {}
             Err(Failure::Died) => {
@@ -263,7 +256,7 @@ impl Suite {
                     }
                 });
             }
-            let deadline = began + self.options.driver.round();
+            let deadline = Instant::now() + self.options.driver.round();
             while manager.lives()? && Instant::now() < deadline {
                 thread::sleep(LOOK_AGAIN);
             }
