@@ -241,7 +241,7 @@ async fn a_vmm_that_hangs_is_a_typed_error_and_is_ended() {
     bench.signal(id, Signal::STOP);
     let error = host.hibernate(id).await.unwrap_err();
     assert!(
-        matches!(&error, HostError::HibernateFailed { detail, .. } if detail.contains("no answer within 1000 ms")),
+        matches!(&error, HostError::HibernateFailed { detail, .. } if detail.contains("no answer within 3000 ms")),
         "{error}"
     );
     assert!(bench.processes(id).is_empty());
