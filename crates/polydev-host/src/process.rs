@@ -338,9 +338,14 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
+    /// Tests are processes of their own that run side by side.
+    fn instance() -> String {
+        format!("test-{}", std::process::id())
+    }
+
     fn sleeper(vm: VmId) -> std::process::Child {
         let mut command = Command::new("sleep");
-        command.arg("600").env(INSTANCE_VARIABLE, "test0000").env(VM_VARIABLE, vm.to_string());
+        command.arg("600").env(INSTANCE_VARIABLE, instance()).env(VM_VARIABLE, vm.to_string());
         command.stdin(Stdio::null()).spawn().unwrap()
     }
 
@@ -349,7 +354,8 @@ mod tests {
         let vm = VmId::from_uuid(uuid::Uuid::new_v4());
         let mut child = sleeper(vm);
         // `spawn` returns once the child executes its program, perhaps before its environment is in place.
-        let (_, found) = all("test0000").unwrap().into_iter().find(|(owner, _)| *owner == vm).expect("found");
+        let (_, found) =
+            all(&instance()).unwrap().into_iter().find(|(owner, _)| *owner == vm).expect("found");
         assert_eq!(found.pid, i32::try_from(child.id()).unwrap());
         assert!(all("other000").unwrap().is_empty());
         found.kill(Duration::from_secs(5)).await.unwrap();
@@ -364,14 +370,14 @@ mod tests {
         let mut child = sleeper(first);
         let work = async {
             let mut later = sleeper(second);
-            assert_eq!(of_vm("test0000", first).unwrap().len(), 1);
-            assert!(of_vm("test0000", second).unwrap().is_empty(), "started after the look");
-            all("test0000").unwrap()[0].1.kill(Duration::from_secs(5)).await.unwrap();
-            assert!(all("test0000").unwrap().is_empty(), "what has ended since is not shown");
+            assert_eq!(of_vm(&instance(), first).unwrap().len(), 1);
+            assert!(of_vm(&instance(), second).unwrap().is_empty(), "started after the look");
+            all(&instance()).unwrap()[0].1.kill(Duration::from_secs(5)).await.unwrap();
+            assert!(all(&instance()).unwrap().is_empty(), "what has ended since is not shown");
             later.kill().unwrap();
             later.wait().unwrap();
         };
-        with_snapshot("test0000", work).await.unwrap();
+        with_snapshot(&instance(), work).await.unwrap();
         child.wait().unwrap();
     }
 

@@ -41,7 +41,7 @@ impl Machine {
             log_vms_max: 10,
             keep_failed: false,
             capacity: None,
-            network: Default::default(),
+            network: polydev_host::NetworkChoice::Channel,
             egress_limits: Default::default(),
             firecracker: Default::default(),
             resources: Default::default(),
