@@ -22,6 +22,8 @@ use crate::{config::Config, serve};
 
 /// How long work under way may take at the end. What is cut off is found again by the next host process.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+/// How long VMs that nobody has may take to go then.
+const POOL_LIMIT: Duration = Duration::from_secs(15);
 
 /// Arguments of `polydev host`.
 #[derive(Debug, Args)]
@@ -120,7 +122,7 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     if timeout(DRAIN_LIMIT, serving).await.is_err() {
         tracing::warn!("work under way was cut off; the next host process finds what it left");
     }
-    if let Err(error) = host.end_pool(DRAIN_LIMIT).await {
+    if let Err(error) = host.end_pool(POOL_LIMIT).await {
         tracing::warn!(%error, "VMs that were held ready may be left; the next host process takes them over");
     }
     Ok(())
