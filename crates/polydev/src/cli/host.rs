@@ -22,6 +22,8 @@ use crate::{config::Config, serve};
 
 /// How long work under way may take at the end. What is cut off is found again by the next host process.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+/// How long VMs that nobody has may take to go then.
+const POOL_LIMIT: Duration = Duration::from_secs(15);
 
 /// Arguments of `polydev host`.
 #[derive(Debug, Args)]
@@ -127,7 +129,7 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     }
     // Without an image there never was one, and nothing lies ready.
     let Ok(host) = hosts.get() else { return Ok(()) };
-    if let Err(error) = host.end_pool(DRAIN_LIMIT).await {
+    if let Err(error) = host.end_pool(POOL_LIMIT).await {
         tracing::warn!(%error, "VMs that were held ready may be left; the next host process takes them over");
     }
     if let Err(error) = host.end().await {
