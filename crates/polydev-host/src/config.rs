@@ -40,12 +40,13 @@ pub struct Capacity {
 }
 
 /// How new VMs' traffic is to get to the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkChoice {
     /// Through a network device where this process can make one, otherwise on the guest channel.
     Auto,
     /// [`NetworkMode::Channel`].
+    #[default]
     Channel,
     /// [`NetworkMode::Tap`].
     Tap,

@@ -118,7 +118,7 @@ impl VmsConfig {
             warm: warm(settings),
             hibernate_after: (hibernate_after_s > 0).then(|| Duration::from_secs(hibernate_after_s)),
             capacity,
-            network: settings.get("network", Network(NetworkChoice::Channel)).0,
+            network: settings.get("network", Network(NetworkChoice::default())).0,
             resources: resources(settings),
             firecracker: firecracker(settings),
         }
