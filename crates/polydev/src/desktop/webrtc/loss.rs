@@ -1,6 +1,6 @@
 //! What a path that loses packets does to the picture: this endpoint's session and a page's, both real, the hub's own
 //! rules, and an encoder that makes as much as it is told, in time that is only computed. Minutes take seconds, and the
-//! same seed loses the same packets.
+//! same seed loses the packets of the same numbers.
 
 use std::{
     cmp::Reverse,
