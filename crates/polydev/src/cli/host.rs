@@ -92,9 +92,9 @@ async fn host(config: &Config) -> Result<(), HostFault> {
     }
     let lease = Lease::default();
     // Before VMs are touched: of two host processes the second one ends here.
-    let server = Server::bind(socket, allowed, lease.clone())?;
     let machine = serve::host_config(config);
     let _held = Hold::of_run_dir(&machine.run_dir)?;
+    let server = Server::bind(socket, allowed, lease.clone())?;
     let hosts = Hosts::open(machine, std::sync::Arc::new(lease.egress())).await?;
     let status = hosts.status();
     if status.shared_kernel {
