@@ -15,11 +15,13 @@ let world;
 let keeper;
 
 before(async () => {
-  world = await World.start({ browser: false, env: { POLYDEV_SLOTS: "10" } });
+  // With network devices: what is adopted here is more than what the other tests' VMs have.
+  world = await World.start({ browser: false, env: { POLYDEV_SLOTS: "10", POLYDEV_NETWORK: "auto" } });
   // The sign-in page sends everybody on by itself: no person is needed.
   await world.setDemo({ outcome: "allow" });
   const session = await closed(await start("e2e-keeper"));
   assert.equal(session.state, "succeeded", JSON.stringify(session.error));
+  assert.match(world.controller.output, /network chosen.*network="tap"/);
   keeper = { vm: session.cliVmId, credentials: await credentials("e2e-keeper") };
   assert.equal(keeper.credentials.length, 1);
   await inTerminal(keeper.vm, async (terminal) => {
