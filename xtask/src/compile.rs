@@ -155,6 +155,8 @@ pub(crate) fn controller_with_failpoints() -> Result<PathBuf> {
         let place = repo::target_dir().join("chaos");
         fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
         let (built, place) = (repo::target_dir().join("debug/polydev"), place.join("polydev"));
+        // Two names of one file: a rename would leave both.
+        let _ = fs::remove_file(&place);
         let moved = fs::rename(&built, &place);
         moved.with_context(|| format!("move {} to {}", built.display(), place.display()))?;
         Ok(place)
