@@ -173,6 +173,10 @@ impl Bench {
 impl Drop for Bench {
     /// A test that failed must not leave its VMs to the machine.
     fn drop(&mut self) {
+        // Namespaces that were made ahead outlive a host, for the next one.
+        for name in fs::read_dir(self.config.run_dir.join("netns")).into_iter().flatten().flatten() {
+            let _ = rustix::mount::unmount(name.path(), rustix::mount::UnmountFlags::DETACH);
+        }
         let vms = fs::read_dir(self.config.run_dir.join("vm")).into_iter().flatten().flatten();
         let ids: Vec<VmId> = vms.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         if ids.is_empty() {
