@@ -210,9 +210,14 @@ impl Inner {
 
     /// Destroys a VM that is no longer the pool's. One that resists is tried again.
     async fn discard(&self, id: VmId) {
-        if let Err(error) = self.destroy(id, false).await {
+        let removed = self.destroy(id, false).await;
+        self.note_removed(id, removed);
+    }
+
+    fn note_removed(&self, id: VmId, removed: Result<(), HostError>) {
+        if let Err(error) = removed {
             tracing::error!(vm.id = %id, %error, "warm VM cannot be removed yet");
-            self.pool.note_found(id);
+            self.pool.note_left(id);
         }
     }
 
@@ -249,7 +254,8 @@ impl Inner {
                 Ok(())
             }
             Err(error) => {
-                self.bring_down(id, self.record_of(id), None).await?;
+                let removed = self.bring_down(id, self.record_of(id), None).await;
+                self.note_removed(id, removed);
                 Err(error)
             }
         }

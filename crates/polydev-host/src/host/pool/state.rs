@@ -165,6 +165,11 @@ impl Pool {
         self.wake.notify_one();
     }
 
+    /// A VM of the pool could not be removed. That is tried again at the next look, not at once.
+    pub(super) fn note_left(&self, id: VmId) {
+        self.state().vms.insert(id, Waiting::Found);
+    }
+
     pub(super) fn note_maker(&self, id: VmId, maker: AbortHandle) {
         if let Some(Waiting::Making(slot)) = self.state().vms.get_mut(&id) {
             *slot = Some(maker);
@@ -186,7 +191,10 @@ impl Pool {
             state.failures = 0;
             return;
         };
-        let found = state.vms.remove(&id);
+        let is_making = matches!(state.vms.get(&id), Some(Waiting::Making(_)));
+        if is_making {
+            state.vms.remove(&id);
+        }
         let no_room = matches!(
             error,
             HostError::NoCapacity { .. }
@@ -204,7 +212,7 @@ impl Pool {
         let pause = PAUSE.0.saturating_mul(1 << state.failures.min(16)).min(PAUSE.1);
         state.failures += 1;
         state.not_before = Some(now + pause);
-        if found.is_some() {
+        if is_making {
             let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(vm.id = %id, %error, pause_ms, "warm VM could not be made");
         }
@@ -270,5 +278,26 @@ impl State {
             all.push(Todo::Make { id, plan, found: false });
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_removed_is_taken_up_again() {
+        let pool = Pool::found(Vec::new());
+        pool.set_plan(WarmPlan { low: 1, high: 1, vcpus: 1, memory_mib: 1, desktop_px: (1, 1) });
+        let now = Instant::now();
+        let [Todo::Make { id, found: false, .. }] = pool.todo(1, now)[..] else { panic!("one is to be made") };
+        assert_eq!(pool.todo(1, now), [], "it is being made");
+        pool.note_left(id);
+        pool.note_made(id, Some(&HostError::NoSuchVm(id)), now);
+        let again = pool.todo(1, now);
+        assert!(matches!(again[..], [Todo::Make { id: same, found: true, .. }] if same == id), "{again:?}");
+        pool.note_made(id, Some(&HostError::NoSuchVm(id)), now);
+        let other = pool.todo(1, now);
+        assert!(matches!(other[..], [Todo::Make { id: new, found: false, .. }] if new != id), "{other:?}");
     }
 }
