@@ -21,12 +21,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
 /// Appends 240 MiB to a file, each piece on the disk before the next, and no faster than 20 MiB/s: the disk is that of
-/// memory, and so small that its last quarter of the reserve would be gone between two looks.
+/// memory, and so small that its last quarter of the reserve would be gone between two looks. The shell ends once the
+/// writer has a session of its own: what is left in the terminal's is ended with it.
 const WRITER: &str = r#"cd && tr '\0' x </dev/zero | head -c 2M >piece
-    setsid sh -c 'for piece in $(seq 120); do
+    setsid sh -c 'touch begun; for piece in $(seq 120); do
         dd if=piece of=large oflag=append conv=notrunc,fsync bs=2M 2>/dev/null || exit
         sleep 0.1
-    done; touch done' </dev/null >/dev/null 2>&1 &"#;
+    done; touch done' </dev/null >/dev/null 2>&1 &
+    while [ ! -e begun ]; do sleep 0.1; done"#;
 /// Ends once all is there as it was written.
 const WRITTEN: &str = "cd && while [ ! -e done ]; do sleep 0.1; done && sync
     [ $(stat -c %s large) = $((240 * 1048576)) ] && [ $(tr -d x <large | wc -c) = 0 ]";
