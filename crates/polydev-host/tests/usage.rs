@@ -41,7 +41,8 @@ mod container {
         run(&vm, &["sh", "-c", "dd if=/dev/zero of=$HOME/file bs=1M count=8 conv=fsync"]).await;
         let usage = usage_when(&host, "a sample", |usage| usage.pss_bytes.is_some()).await;
         assert!(!usage.browser && usage.tasks >= 1 && usage.cpu_us > 0, "{usage:?}");
-        assert!((1 << 20..256 << 20).contains(&usage.pss_bytes.unwrap()), "{usage:?}");
+        // Pages of the agent's program count in part only, as other VMs have them, too.
+        assert!((100 << 10..256 << 20).contains(&usage.pss_bytes.unwrap()), "{usage:?}");
         assert!((1 << 20..=256 << 20).contains(&usage.memory_bytes), "{usage:?}");
         assert!(usage.workspace_bytes > 8 << 20, "{usage:?}");
         assert_eq!(usage.oom_kills, 0);
