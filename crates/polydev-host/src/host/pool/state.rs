@@ -290,7 +290,9 @@ mod tests {
         let pool = Pool::found(Vec::new());
         pool.set_plan(WarmPlan { low: 1, high: 1, vcpus: 1, memory_mib: 1, desktop_px: (1, 1) });
         let now = Instant::now();
-        let [Todo::Make { id, found: false, .. }] = pool.todo(1, now)[..] else { panic!("one is to be made") };
+        let [Todo::Make { id, found: false, .. }] = pool.todo(1, now)[..] else {
+            panic!("one is to be made")
+        };
         assert_eq!(pool.todo(1, now), [], "it is being made");
         pool.note_left(id);
         pool.note_made(id, Some(&HostError::NoSuchVm(id)), now);
