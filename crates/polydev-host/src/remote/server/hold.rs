@@ -15,8 +15,9 @@ pub struct Hold(#[expect(dead_code, reason = "its lock lives as long as it is op
 impl Hold {
     /// Keeps a second host off a run directory, whatever socket it listens on.
     pub fn of_run_dir(dir: &Path) -> Result<Self, HostError> {
+        // Named otherwise than the lock of `host.sock`, which may lie there, too.
         fs::create_dir_all(dir).map_err(HostError::os(format!("make {}", dir.display())))?;
-        Self::take(&dir.join("host.lock"), &dir.display().to_string())
+        Self::take(&dir.join("run.lock"), &dir.display().to_string())
     }
 
     /// Takes the lock `file`, which is about `what`, or names the process that has it.
