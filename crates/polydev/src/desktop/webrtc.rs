@@ -6,8 +6,8 @@
 //!   '----- UDP or TCP packets ----- Net -------'  '-- Routes: by ICE name, then by address
 //! ```
 //! The endpoint lives on a thread of its own, so that neither a busy API delays a packet nor a handshake the API. Each
-//! viewer is one task there and owns its session. The endpoint is told of no address of the page: its ICE checks
-//! those only that verified requests came from, and sends nothing else to an address before a check of it was answered.
+//! viewer is one task there and owns its session. The page's ICE does all the work (the endpoint is ICE lite): it never
+//! sends to an address from which no verified request came.
 
 mod addresses;
 mod clock;

@@ -37,8 +37,8 @@ pub enum OfferFault {
 /// An offer that looks like one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// Without candidates: the page's are not needed, since the endpoint can be reached, and learns where to from the
-    /// page's verified requests. So no offer can make it send anything to a third address.
+    /// Without candidates: the page's are not needed, since the endpoint only ever answers (ICE lite) and learns where
+    /// to from the page's verified requests. So no offer can make it send anything to a third address.
     sdp: String,
     fingerprint: String,
     digest: [u8; 32],

@@ -74,14 +74,11 @@ impl Identity {
     }
 
     /// A session that has seen no offer yet.
-    ///
-    /// It takes a full part in ICE (RFC 8445) although an ICE-lite agent would be reached as well: towards a lite one,
-    /// Chromium names the pair to use round trips after it works, and until then no encryption begins. Besides, a full
-    /// agent sends pictures only where its own check was answered, so no forged source address draws them.
     pub(super) fn new_rtc(&self, pace: &Pace) -> Rtc {
         let mut extensions = ExtensionMap::empty();
         EXTENSIONS.into_iter().for_each(|(id, extension)| extensions.set(id, extension));
         let mut config = RtcConfig::new()
+            .set_ice_lite(true)
             .set_crypto_provider(Arc::clone(&self.crypto))
             .set_dtls_cert(self.certificate.clone())
             .clear_codecs()
