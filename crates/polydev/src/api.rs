@@ -14,6 +14,7 @@ mod input;
 mod limiter;
 mod metrics;
 mod open;
+mod page;
 pub mod problem;
 mod providers;
 mod session_events;

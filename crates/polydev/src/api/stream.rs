@@ -14,7 +14,7 @@ use axum::{
     response::Response,
 };
 use futures::{
-    SinkExt, StreamExt,
+    StreamExt,
     stream::{SplitSink, SplitStream},
 };
 use polydev_core::ids::SessionId;
@@ -33,8 +33,8 @@ use crate::{
 
 use super::{
     body::{Id, Params},
+    page::{FAREWELL_LIMIT, say_goodbye, sent},
     problem::Problem,
-    vnc::{FAREWELL_LIMIT, say_goodbye},
 };
 
 const SUBPROTOCOL: &str = "polydev.desktop.v1";
@@ -123,7 +123,7 @@ async fn serve(socket: WebSocket, joined: Joined) {
         () = &mut listening => return,
         () = send(to_page, frames, words, &link) => {}
     }
-    // As in `close`.
+    // For the reason that `page::close` has.
     let _ = timeout(FAREWELL_LIMIT, listening).await;
 }
 
@@ -145,7 +145,7 @@ async fn send(
     mut words: WordQueue,
     link: &ViewerLink,
 ) {
-    if !sent(&mut to_page, first_words(link)).await {
+    if !sent(&mut to_page, first_words(link), SEND_LIMIT).await {
         return;
     }
     let mut pings = interval(PING_EVERY);
@@ -161,7 +161,7 @@ async fn send(
                     Some(Outgoing::Binary(bytes)) => Message::Binary(bytes),
                     None => return say_goodbye(&mut to_page, close_code::NORMAL, "nothing more comes").await,
                 };
-                if !sent(&mut to_page, message).await {
+                if !sent(&mut to_page, message, SEND_LIMIT).await {
                     return;
                 }
             }
@@ -172,20 +172,16 @@ async fn send(
                 };
                 let message = frame.encode();
                 let bytes = message.len();
-                if !sent(&mut to_page, Message::Binary(message.into())).await {
+                if !sent(&mut to_page, Message::Binary(message.into()), SEND_LIMIT).await {
                     return;
                 }
                 link.sent(&frame, bytes);
             }
             _ = pings.tick() => {
-                if !sent(&mut to_page, Message::Ping(Vec::new().into())).await {
+                if !sent(&mut to_page, Message::Ping(Vec::new().into()), SEND_LIMIT).await {
                     return;
                 }
             }
         }
     }
-}
-
-async fn sent(to_page: &mut SplitSink<WebSocket, Message>, message: Message) -> bool {
-    matches!(timeout(SEND_LIMIT, to_page.send(message)).await, Ok(Ok(())))
 }

@@ -9,7 +9,7 @@ use axum::{
     },
     response::Response,
 };
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
 use polydev_core::{
     ids::VmId,
     wire::{PROTOCOL_VERSION, Reply, Request, pty::PtyFrame},
@@ -26,13 +26,12 @@ use crate::{
 
 use super::{
     body::{Id, Params},
+    page::{SEND_LIMIT, close, sent},
     problem::{Code, Problem},
     vms::find,
-    vnc::close,
 };
 
 const CLIENT_MESSAGE_MAX: usize = 256 << 10;
-const SEND_LIMIT: Duration = Duration::from_secs(30);
 const PING_EVERY: Duration = Duration::from_secs(20);
 const SIDE_MAX: u16 = 1000;
 
@@ -134,7 +133,7 @@ async fn serve(agent: AgentClient, vm: VmId, size: (u16, u16), socket: WebSocket
                     Ok(None) => break,
                     Err(_) => (Message::Ping(Vec::new().into()), false),
                 };
-                if !matches!(timeout(SEND_LIMIT, to_page.send(message)).await, Ok(Ok(()))) {
+                if !sent(&mut to_page, message, SEND_LIMIT).await {
                     return;
                 }
                 if last {

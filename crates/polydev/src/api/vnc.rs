@@ -9,12 +9,12 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     extract::{
         State, WebSocketUpgrade,
-        ws::{CloseFrame, Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
+        ws::{Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
     },
     response::Response,
 };
 use futures::{
-    SinkExt, StreamExt,
+    StreamExt,
     stream::{SplitSink, SplitStream},
 };
 use polydev_core::ids::SessionId;
@@ -36,6 +36,7 @@ use crate::{
 
 use super::{
     body::{Id, Params},
+    page::{SEND_LIMIT, close, sent},
     problem::{Code, Problem},
     sessions::find,
     stream::{PING_EVERY, SILENCE_LIMIT, StreamQuery, first_words, join},
@@ -48,10 +49,6 @@ const RFB_AND_WORDS: &str = "polydev.vnc.v1";
 /// noVNC sends small messages; a clipboard text is the largest.
 const CLIENT_MESSAGE_MAX: usize = 1 << 20;
 const CHUNK: usize = 64 << 10;
-/// A page that takes nothing for this long is gone.
-const SEND_LIMIT: Duration = Duration::from_secs(30);
-/// How long a page may take for its good-bye.
-pub(super) const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// The person's activity is told to the sign-in at most this often.
 const ACTIVE_EVERY: Duration = Duration::from_secs(2);
 
@@ -114,7 +111,7 @@ impl Bridge {
                 return close(&mut to_page, &mut from_page, close_code::ERROR, why).await;
             }
         };
-        if has_words && !sent(&mut to_page, first_words(&link)).await {
+        if has_words && !sent(&mut to_page, first_words(&link), SEND_LIMIT).await {
             return;
         }
         let (from_guest, to_guest) = tokio::io::split(guest);
@@ -229,36 +226,10 @@ async fn show(
             },
             _ = pings.tick() => Message::Ping(Vec::new().into()),
         };
-        if !sent(to_page, message).await {
+        if !sent(to_page, message, SEND_LIMIT).await {
             return;
         }
     }
-}
-
-async fn sent(to_page: &mut SplitSink<WebSocket, Message>, message: Message) -> bool {
-    matches!(timeout(SEND_LIMIT, to_page.send(message)).await, Ok(Ok(())))
-}
-
-/// Says good-bye and waits for the page's answer.
-pub(super) async fn close(
-    to_page: &mut SplitSink<WebSocket, Message>,
-    from_page: &mut SplitStream<WebSocket>,
-    code: u16,
-    reason: &'static str,
-) {
-    say_goodbye(to_page, code, reason).await;
-    // Closed with something unread, a connection is reset, and the last words may be lost (RFC 1122, section 4.2.2.13).
-    let _ = timeout(FAREWELL_LIMIT, async { while let Some(Ok(_)) = from_page.next().await {} }).await;
-}
-
-pub(super) async fn say_goodbye(
-    to_page: &mut SplitSink<WebSocket, Message>,
-    code: u16,
-    reason: &'static str,
-) {
-    let frame = CloseFrame { code, reason: reason.into() };
-    // The other side may be gone already.
-    let _ = timeout(SEND_LIMIT, to_page.send(Message::Close(Some(frame)))).await;
 }
 
 impl From<WebSocketUpgradeRejection> for Problem {

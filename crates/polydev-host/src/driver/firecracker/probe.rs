@@ -1,7 +1,7 @@
 //! Runs a tiny guest to see what Firecracker can do here.
 //!
-//! The guest says its banner and a dot, counts, and says the next dot. A KVM that opens but interprets the guest's kernel code would need
-//! minutes for the counting; it counts as absent.
+//! The guest says its banner and a dot, counts, and says the next dot. A KVM that opens but interprets the guest's kernel
+//! code would need minutes for the counting; it counts as absent.
 
 use std::{
     fs,
