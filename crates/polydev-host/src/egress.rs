@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use polydev_core::ids::VmId;
 use tokio::net::TcpStream;
 
-pub(crate) use account::{Account, Accounts};
+pub(crate) use account::{Account, Accounts, Place};
 pub use account::{EgressLimits, EgressUsage};
 
 /// A connection that was not made.

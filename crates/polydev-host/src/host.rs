@@ -383,6 +383,12 @@ impl Host {
         self.inner.accounts.usage(id)
     }
 
+    /// Ends all connections that a VM has to elsewhere, and those that are being made: what was decided about them may hold
+    /// no more. Later ones are decided about anew.
+    pub fn end_connections(&self, id: VmId) {
+        self.inner.accounts.end_connections(id);
+    }
+
     /// The end of a VM's log, alive or archived.
     pub async fn read_log(&self, id: VmId, kind: LogKind, max_bytes: usize) -> Result<String, HostError> {
         self.inner.read_log(id, kind, max_bytes).await

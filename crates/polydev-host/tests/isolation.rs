@@ -235,6 +235,16 @@ async fn what_is_allowed_works(host: &Host, vm: &Vm, upstream: &Upstream) {
     let usage = host.egress_usage(vm.id).unwrap();
     assert!(usage.connections >= 5 && usage.refused >= 2 && usage.bytes_down > 100, "{usage:?}");
     assert!(upstream.authorised() >= 5, "all of it went through the upstream proxy, with its password");
+
+    let script = format!("curl -sS -m 40 --limit-rate 10k -o /dev/null http://{SITE}/{}", DOWNLOAD_MIB << 20);
+    let (ended, ()) = tokio::join!(shell(vm, &script), async {
+        while host.egress_usage(vm.id).unwrap().bytes_down < usage.bytes_down + 1000 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        host.end_connections(vm.id);
+    });
+    // A transfer that is cut short, or a reset; not curl's own limit.
+    assert!([18, 56].contains(&ended.0), "a connection that was ended: {ended:?}");
 }
 
 /// In no memory of the guest and no file it could have written. What was put there for the search to find is found.
@@ -296,5 +306,6 @@ async fn download(machine: &Machine, mode: NetworkChoice) {
     finish(machine, host).await;
 }
 
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a test host may take to be reached from where it can be.
 const REACH_LIMIT: Duration = Duration::from_secs(10);

@@ -307,6 +307,10 @@ async fn the_controller_makes_the_connections_of_vms_and_hands_them_over() {
     });
     let used = used.await;
     assert_eq!((used.connections, used.bytes_up, used.bytes_down), (1, 8, 6));
+    controller.end_connections(id).await.unwrap();
+    let ended = timeout(PATIENCE, near.read(&mut [0; 1])).await.expect("the VM's connection goes on");
+    assert!(ended.is_err() || ended.is_ok_and(|bytes| bytes == 0));
+    assert_eq!(timeout(PATIENCE, there.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0);
     drop((near, there, vm));
     controller.destroy(id).await.unwrap();
 

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use polydev_core::{ids::VmId, provider::ProviderSet, session::Limits};
+use polydev_core::{
+    ids::{UserId, VmId},
+    provider::ProviderSet,
+    session::Limits,
+};
 use polydev_host::HostError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -219,6 +223,25 @@ impl App {
         }
         self.tasks.spawn(self.cleaner.clone().run(self.stop.clone()));
         Ok(late)
+    }
+
+    /// Ends the connections that a user's VMs have to elsewhere; whether all of them are ended.
+    pub async fn end_connections(&self, user: &UserId) -> bool {
+        let vms = match self.store.live_vms().await {
+            Ok(vms) => vms,
+            Err(error) => {
+                tracing::error!(%user, %error, "connections go on: the database does not tell whose VMs there are");
+                return false;
+            }
+        };
+        let mut all = true;
+        for vm in vms.into_iter().filter(|vm| vm.user == *user) {
+            if let Err(error) = self.machines.end_connections(vm.id).await {
+                tracing::error!(%user, vm.id = %vm.id, %error, "the VM's connections go on");
+                all = false;
+            }
+        }
+        all
     }
 
     /// Ends everything in order; CLI VMs keep running.

@@ -43,6 +43,8 @@ pub trait Machines: Send + Sync + 'static {
     async fn kept_failed(&self) -> Result<Vec<VmId>, HostError>;
     /// See [`Host::forget_failed`].
     async fn forget_failed(&self, id: VmId) -> Result<(), HostError>;
+    /// See [`Host::end_connections`].
+    async fn end_connections(&self, id: VmId) -> Result<(), HostError>;
     /// See [`Host::remove_user_disk`].
     async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError>;
     /// See [`Host::prepare_templates`].
@@ -103,6 +105,10 @@ impl Machines for Host {
     }
     async fn forget_failed(&self, id: VmId) -> Result<(), HostError> {
         Host::forget_failed(self, id)
+    }
+    async fn end_connections(&self, id: VmId) -> Result<(), HostError> {
+        Host::end_connections(self, id);
+        Ok(())
     }
     async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError> {
         Host::remove_user_disk(self, user).await
@@ -180,6 +186,10 @@ impl Machines for Unavailable {
     }
     async fn forget_failed(&self, _: VmId) -> Result<(), HostError> {
         Err(self.error())
+    }
+    async fn end_connections(&self, _: VmId) -> Result<(), HostError> {
+        // No VM, no connection.
+        Ok(())
     }
     async fn remove_user_disk(&self, _: &UserId) -> Result<(), HostError> {
         Err(self.error())

@@ -318,10 +318,16 @@ export interface paths {
         };
         /** How a user's traffic leaves. */
         get: operations["get"];
-        /** Decides how a user's traffic leaves, from the next connection on. The first time the user gets a proxy port. */
+        /**
+         * Decides how a user's traffic leaves. The first time the user gets a proxy port. Connections that exist end, unless
+         *     nothing but a new token is asked for.
+         */
         put: operations["put"];
         post?: never;
-        /** Takes a user's policy back: everybody's holds again. The proxy port is closed but stays the user's. */
+        /**
+         * Takes a user's policy back: everybody's holds again. The proxy port is closed but stays the user's. Connections that
+         *     exist end.
+         */
         delete: operations["delete"];
         options?: never;
         head?: never;
@@ -1050,6 +1056,8 @@ export interface components {
          * @description How a user's traffic leaves.
          */
         UserEgressDto: {
+            /** @description Of a change: the connections that existed have ended. If not, the host could not be reached: ask again. */
+            connectionsEnded?: boolean | null;
             /** @description What holds: `deny`, `direct` or `upstream`. */
             effective: string;
             /** @description `default` (everybody's holds), `deny`, `direct` or `upstream`. */

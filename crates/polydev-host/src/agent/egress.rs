@@ -42,7 +42,7 @@ impl Gate {
     pub(super) async fn serve(self, stream: yamux::Stream) {
         let mut stream = stream.compat();
         // A stream that the table has no room for is dropped, which closes it.
-        let Some(_place) = self.account.place() else { return };
+        let Some(place) = self.account.place() else { return };
         let header = timeout(HEADER_LIMIT * self.slow_factor, session::receive(&mut stream)).await;
         let Ok(Ok(StreamHeader::Egress { host, port })) = header else {
             tracing::debug!(vm.id = %self.vm, "guest opened a stream that is no egress");
@@ -72,7 +72,7 @@ impl Gate {
         }
         match far {
             Some(far) => {
-                if let Err(error) = self.account.carry(&host, &mut stream, far).await {
+                if let Err(error) = self.account.carry(&host, &mut stream, far, place).await {
                     tracing::trace!(vm.id = %self.vm, %error, "egress connection ended");
                 }
             }

@@ -15,7 +15,7 @@ use std::{
 use polydev_core::{guest::network::Traffic, ids::VmId};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Sleep, sleep},
 };
 
@@ -89,12 +89,20 @@ struct Meter {
     bytes_down: AtomicU64,
 }
 
+/// A connection's place among those that a VM may have.
+#[derive(Debug)]
+pub(crate) struct Place {
+    ended: watch::Receiver<()>,
+    _permit: OwnedSemaphorePermit,
+}
+
 /// One VM's limits and counts.
 #[derive(Debug)]
 pub(crate) struct Account {
     limits: EgressLimits,
     meter: Meter,
     places: Arc<Semaphore>,
+    ends: watch::Sender<()>,
     openings: Arc<Semaphore>,
     new: Mutex<Bucket>,
     bytes: Mutex<Bucket>,
@@ -113,6 +121,7 @@ impl Account {
             limits,
             meter: Meter::default(),
             places: Arc::new(Semaphore::new(limits.connections)),
+            ends: watch::Sender::default(),
             openings: Arc::new(Semaphore::new(limits.half_open)),
             new: Mutex::new(Bucket::new(limits.connections_per_second, limits.connections_burst)),
             // A second's worth at once.
@@ -131,13 +140,19 @@ impl Account {
         }
     }
 
-    /// A place for one more connection, unless there are too many.
-    pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok();
-        if place.is_none() {
+    /// A place for one more connection, unless there are too many. To be had before it is decided about the connection.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let ended = self.ends.subscribe();
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok();
+        if permit.is_none() {
             self.meter.refused.fetch_add(1, Ordering::Relaxed);
         }
-        place
+        permit.map(|permit| Place { ended, _permit: permit })
+    }
+
+    /// Ends all connections that have a place, those that are still being made too.
+    pub(crate) fn end_connections(&self) {
+        self.ends.send_replace(());
     }
 
     /// Waits until one more connection may be made; hold what it returns until that is done.
@@ -172,8 +187,14 @@ impl Account {
         change(hosts.entry(host.to_owned()).or_default());
     }
 
-    /// Carries a connection to its end, or until nothing moved for too long.
-    pub(crate) async fn carry<N, F>(self: &Arc<Self>, host: &str, near: &mut N, far: F) -> io::Result<()>
+    /// Carries a connection to its end, until it is ended, or until nothing moved for too long.
+    pub(crate) async fn carry<N, F>(
+        self: &Arc<Self>,
+        host: &str,
+        near: &mut N,
+        far: F,
+        mut place: Place,
+    ) -> io::Result<()>
     where
         N: AsyncRead + AsyncWrite + Unpin,
         F: AsyncRead + AsyncWrite + Unpin,
@@ -193,6 +214,8 @@ impl Account {
         };
         tokio::select! {
             ended = copy_bidirectional_with_sizes(near, &mut far, BUFFER, BUFFER) => ended.map(drop),
+            // The account outlives this, and with it what tells.
+            _ = place.ended.changed() => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "it was ended")),
             () = still => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing moved")),
         }
     }
@@ -287,6 +310,13 @@ impl Accounts {
         lock(&self.all).get(&vm).map(|account| account.usage())
     }
 
+    /// Ends all connections that a VM has.
+    pub(crate) fn end_connections(&self, vm: VmId) {
+        if let Some(account) = lock(&self.all).get(&vm) {
+            account.end_connections();
+        }
+    }
+
     pub(crate) fn forget(&self, vm: VmId) {
         lock(&self.all).remove(&vm);
     }
@@ -313,8 +343,9 @@ mod tests {
         let (mut guest, mut near) = duplex(100);
         let (far, mut server) = duplex(100);
         account.connected("a.test");
+        let place = account.place().unwrap();
         let (carried, (), ()) = tokio::join!(
-            account.carry("a.test", &mut near, far),
+            account.carry("a.test", &mut near, far, place),
             async {
                 guest.write_all(b"question").await.unwrap();
                 let mut answer = Vec::new();
@@ -342,8 +373,30 @@ mod tests {
         let account = account(|limits| limits.idle = Duration::from_secs(30));
         let (_guest, mut near) = duplex(100);
         let (far, _server) = duplex(100);
-        let error = account.carry("a.test", &mut near, far).await.unwrap_err();
+        let place = account.place().unwrap();
+        let error = account.carry("a.test", &mut near, far, place).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn connections_that_have_a_place_are_ended_and_later_ones_are_not() {
+        let account = account(|_| {});
+        let (before, being_made) = (account.place().unwrap(), account.place().unwrap());
+        let end = |place| {
+            let account = Arc::clone(&account);
+            async move {
+                let (_guest, mut near) = duplex(100);
+                let (far, _server) = duplex(100);
+                account.carry("a.test", &mut near, far, place).await.unwrap_err().kind()
+            }
+        };
+        let carried = tokio::spawn(end(before));
+        tokio::task::yield_now().await;
+        account.end_connections();
+        assert_eq!(carried.await.unwrap(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(end(being_made).await, io::ErrorKind::ConnectionAborted);
+        let later = end(account.place().unwrap());
+        assert!(tokio::time::timeout(Duration::from_millis(50), later).await.is_err());
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use polydev_core::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
+    sync::{Semaphore, broadcast},
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -36,7 +36,7 @@ use super::{
     },
     namespace,
 };
-use crate::egress::{Account, EgressHandler, EgressRefused};
+use crate::egress::{Account, EgressHandler, EgressRefused, Place};
 
 /// Pause after a connection that could not be accepted, which is a fault of this process (no descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -162,7 +162,7 @@ impl Shared {
 async fn accept<F: Future<Output = io::Result<()>> + Send + 'static>(
     listener: TcpListener,
     shared: Arc<Shared>,
-    serve: impl Fn(Arc<Shared>, TcpStream, OwnedSemaphorePermit) -> F,
+    serve: impl Fn(Arc<Shared>, TcpStream, Place) -> F,
 ) {
     let mut running = tokio::task::JoinSet::new();
     loop {
@@ -186,11 +186,7 @@ async fn accept<F: Future<Output = io::Result<()>> + Send + 'static>(
 }
 
 /// A connection to port 80 or 443 of some address.
-async fn caught_one(
-    shared: Arc<Shared>,
-    mut socket: TcpStream,
-    _place: OwnedSemaphorePermit,
-) -> io::Result<()> {
+async fn caught_one(shared: Arc<Shared>, mut socket: TcpStream, place: Place) -> io::Result<()> {
     let SocketAddr::V4(dialled) = socket.local_addr()? else { return Ok(()) };
     let mut early = Vec::new();
     let host = match shared.name_of(*dialled.ip()) {
@@ -212,7 +208,7 @@ async fn caught_one(
     };
     let _ = socket.set_nodelay(true);
     far.write_all(&early).await?;
-    shared.guest.account.carry(&host, &mut socket, far).await
+    shared.guest.account.carry(&host, &mut socket, far, place).await
 }
 
 /// Reads until the name is known or it is clear that there is none. What was read is to be passed on.

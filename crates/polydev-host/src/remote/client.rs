@@ -201,6 +201,13 @@ impl RemoteHost {
         self.done(Request::ForgetFailed { id }).await
     }
 
+    /// See [`crate::Host::end_connections`].
+    pub async fn end_connections(&self, id: VmId) -> Result<(), HostError> {
+        // Those that come by the agent end here, those of a network device there.
+        self.accounts.end_connections(id);
+        self.done(Request::EndConnections { id }).await
+    }
+
     /// See [`crate::Host::remove_user_disk`].
     pub async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError> {
         self.done(Request::RemoveUserDisk { user: user.clone() }).await

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Version of the protocol. Both sides have to speak the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// What a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,7 @@ pub(crate) enum Request {
     KeepAgentLog { id: VmId, text: String },
     KeptFailed,
     ForgetFailed { id: VmId },
+    EndConnections { id: VmId },
     RemoveUserDisk { user: UserId },
     Prepare { vcpus: u8, memory_mib: u32, desktop_px: (u16, u16) },
     Dial { id: VmId },
@@ -158,6 +159,7 @@ impl Request {
             Self::KeepAgentLog { .. } => "keep_agent_log",
             Self::KeptFailed => "kept_failed",
             Self::ForgetFailed { .. } => "forget_failed",
+            Self::EndConnections { .. } => "end_connections",
             Self::RemoveUserDisk { .. } => "remove_user_disk",
             Self::Prepare { .. } => "prepare",
             Self::Dial { .. } => "dial",
@@ -178,6 +180,7 @@ impl Request {
             | Self::Reclaim { .. }
             | Self::KeepAgentLog { .. }
             | Self::ForgetFailed { .. }
+            | Self::EndConnections { .. }
             | Self::RemoveUserDisk { .. }
             | Self::Prepare { .. }
             | Self::Dial { .. } => false,
@@ -198,6 +201,7 @@ impl Request {
             | Self::ReadLog { .. }
             | Self::KeepAgentLog { .. }
             | Self::KeptFailed
+            | Self::EndConnections { .. }
             | Self::Dial { .. } => 30,
         })
     }

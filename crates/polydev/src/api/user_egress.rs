@@ -52,6 +52,9 @@ pub(super) struct UserEgressDto {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     proxy_token: Option<Zeroizing<String>>,
+    /// Of a change: the connections that existed have ended. If not, the host could not be reached: ask again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections_ended: Option<bool>,
     updated_at: Option<String>,
 }
 
@@ -100,7 +103,8 @@ pub(super) async fn get(
     Ok(Json(dto(&app, &user, record.as_ref())?))
 }
 
-/// Decides how a user's traffic leaves, from the next connection on. The first time the user gets a proxy port.
+/// Decides how a user's traffic leaves. The first time the user gets a proxy port. Connections that exist end, unless
+/// nothing but a new token is asked for.
 #[utoipa::path(
     put, path = "/api/users/{id}/egress", tag = "users", params(("id" = String, Path)),
     request_body = EgressChange,
@@ -120,13 +124,17 @@ pub(super) async fn put(
         .ok_or_else(|| Problem::new(Code::InvalidRequest, "a policy is `deny`, `direct` or `upstream`"))?;
     let upstream = request.upstream.as_ref().map(|text| Upstream::parse(text)).transpose()?;
     let change = Change { policy, upstream, new_token: request.new_proxy_token };
-    let Changed { record, token } = app.egress.change(&user, change).await?;
+    let Changed { record, token, policy_decided } = app.egress.change(&user, change).await?;
     let mut answer = dto(&app, &user, Some(&record))?;
     answer.proxy_token = token;
+    if policy_decided {
+        answer.connections_ended = Some(app.end_connections(&user).await);
+    }
     Ok(Json(answer))
 }
 
-/// Takes a user's policy back: everybody's holds again. The proxy port is closed but stays the user's.
+/// Takes a user's policy back: everybody's holds again. The proxy port is closed but stays the user's. Connections that
+/// exist end.
 #[utoipa::path(
     delete, path = "/api/users/{id}/egress", tag = "users", params(("id" = String, Path)),
     responses((status = 200, body = UserEgressDto), (status = 400, body = Problem, content_type = "application/problem+json"))
@@ -136,7 +144,9 @@ pub(super) async fn delete(
     Id(user): Id<UserId>,
 ) -> Result<Json<UserEgressDto>, Problem> {
     app.egress.reset(&user).await?;
-    Ok(Json(dto(&app, &user, None)?))
+    let mut answer = dto(&app, &user, None)?;
+    answer.connections_ended = Some(app.end_connections(&user).await);
+    Ok(Json(answer))
 }
 
 fn dto(app: &App, user: &UserId, record: Option<&EgressRecord>) -> Result<UserEgressDto, Problem> {
@@ -160,6 +170,7 @@ fn dto(app: &App, user: &UserId, record: Option<&EgressRecord>) -> Result<UserEg
         }),
         proxy: app.egress.port_seen(user).map(|seen| proxy_dto(app, seen)),
         proxy_token: None,
+        connections_ended: None,
         updated_at: record.map(|record| rfc3339(u64::try_from(record.updated_unix_ms).unwrap_or(0))),
     })
 }

@@ -31,6 +31,8 @@ pub struct Changed {
     pub record: EgressRecord,
     /// The proxy port's token, if it is new: it cannot be had again.
     pub token: Option<Zeroizing<String>>,
+    /// Something else than the token was decided about: connections that exist are to be ended.
+    pub policy_decided: bool,
 }
 
 /// Why a policy was not changed.
@@ -60,10 +62,14 @@ pub enum ChangeError {
 }
 
 impl Egress {
-    /// Decides about a user's traffic from the next connection on, and opens the user's proxy port.
+    /// Decides about a user's traffic and opens the user's proxy port. Connections at that port end; those of the user's VMs
+    /// are the caller's to end.
     pub async fn change(&self, user: &UserId, change: Change) -> Result<Changed, ChangeError> {
         let gate = &self.gate;
         let stored = gate.store.egress(user).await?;
+        let policy_decided = !change.new_token
+            || change.upstream.is_some()
+            || stored.as_ref().is_none_or(|stored| stored.policy != change.policy);
         let upstream = match (change.policy, change.upstream) {
             (UserPolicy::Upstream, Some(upstream)) => Some(upstream),
             (UserPolicy::Upstream, None) => {
@@ -101,11 +107,14 @@ impl Egress {
         if !gate.store.put_egress(&record).await? {
             return Err(ChangeError::Overtaken);
         }
+        if policy_decided {
+            self.ports.end_connections(user);
+        }
         gate.store
             .audit(now, "egress.changed", Some(user.as_str()), None, Some(change.policy.word()))
             .await?;
         tracing::info!(%user, policy = change.policy.word(), "egress policy changed");
-        Ok(Changed { record, token })
+        Ok(Changed { record, token, policy_decided })
     }
 
     /// Takes a user's policy back: everybody's holds again, and the proxy port is closed but stays the user's.

@@ -18,7 +18,7 @@ use std::{
 use polydev_core::ids::UserId;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -88,6 +88,7 @@ pub(super) struct Meter {
     pub(super) bytes_out: AtomicU64,
     pub(super) bytes_in: AtomicU64,
     listening: AtomicBool,
+    ends: watch::Sender<()>,
 }
 
 /// Handle to the task.
@@ -135,7 +136,14 @@ impl Ports {
         let _ = self.ask(|reply| Ask::Close(user.clone(), reply)).await;
     }
 
-    /// The same for all ports.
+    /// Ends what goes through the user's port, which stays open.
+    pub(super) fn end_connections(&self, user: &UserId) {
+        if let Some((_, meter)) = self.lock().get(user) {
+            meter.ends.send_replace(());
+        }
+    }
+
+    /// Closes all ports and ends what goes through them.
     pub(super) async fn close_all(&self) {
         let _ = self.ask(Ask::CloseAll).await;
     }
@@ -352,10 +360,12 @@ impl Accepting {
             return;
         };
         dial::tune(&client);
+        let mut ended = self.meter.ends.subscribe();
         let (gate, user, stop) = (Arc::clone(&self.gate), self.user.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
+                _ = ended.changed() => {}
                 () = proxy::serve(&gate, &user, &place.0, client) => {}
             }
         });

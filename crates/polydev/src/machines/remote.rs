@@ -31,6 +31,9 @@ impl Machines for RemoteHost {
     async fn set_warm(&self, plan: WarmPlan) -> Result<(), HostError> {
         RemoteHost::set_warm(self, plan).await
     }
+    async fn end_connections(&self, id: VmId) -> Result<(), HostError> {
+        RemoteHost::end_connections(self, id).await
+    }
     async fn remove_user_disk(&self, user: &UserId) -> Result<(), HostError> {
         RemoteHost::remove_user_disk(self, user).await
     }

@@ -26,13 +26,13 @@ pub(crate) async fn put(app: &TestApp, user: &str, body: Value) -> Value {
     answer.json()
 }
 
-async fn cli_vm(app: &TestApp, user: &str) -> VmId {
+pub(crate) async fn cli_vm(app: &TestApp, user: &str) -> VmId {
     let answer = app.call("POST", "/api/vms", Some(json!({ "userId": user }))).await;
     answer.json()["id"].as_str().unwrap_or_else(|| panic!("{}", answer.text)).parse().unwrap()
 }
 
 /// What a VM is told that asks for a connection, and the connection.
-async fn ask(
+pub(crate) async fn ask(
     app: &TestApp,
     vm: VmId,
     host: &str,

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use polydev_core::wire::EgressReply;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
 
 use crate::{
     app::{TestApp, until},
-    egress::{put, speaks},
+    egress::{ask, cli_vm, put, speaks},
     upstreams::{Manner, Proxy, mirror, parrot},
 };
 
@@ -59,6 +60,65 @@ async fn connect(port: u16, to: &str, token: &str) -> (String, TcpStream) {
 fn upstream(proxy: &Proxy) -> Value {
     let (user, password) = LOGIN.unwrap();
     json!({ "policy": "upstream", "upstream": format!("http://{user}:{password}@{}", proxy.address) })
+}
+
+/// An open connection that answers.
+struct Open(BufReader<TcpStream>);
+
+impl Open {
+    async fn at(port: u16, token: &str) -> Self {
+        let (head, stream) = connect(port, "api.example.test:443", token).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let mut open = Self(BufReader::new(stream));
+        assert!(open.answers().await, "the parrot's hello");
+        open
+    }
+
+    /// Whether one more line comes; `false` at the connection's end.
+    async fn answers(&mut self) -> bool {
+        let mut line = String::new();
+        let read = tokio::time::timeout(DEADLINE, self.0.read_line(&mut line))
+            .await
+            .expect("neither answer nor end");
+        read.is_ok_and(|bytes| bytes > 0)
+    }
+
+    async fn repeats(&mut self) -> bool {
+        self.0.write_all(b"still there\n").await.is_ok() && self.answers().await
+    }
+}
+
+#[tokio::test]
+async fn connections_end_with_the_policy_that_let_them_out_and_with_no_other_change() {
+    let app = TestApp::builder().setting("proxy_ports", "27180-27189").start().await;
+    let parrot = parrot().await;
+    let proxy = Proxy::http(LOGIN, parrot, Manner::Serve).await;
+    let (ann, bob) = (put(&app, "ann", upstream(&proxy)).await, put(&app, "bob", upstream(&proxy)).await);
+    assert_eq!(ann["connectionsEnded"], true);
+    let mut anns = Open::at(port(&ann), &token(&ann)).await;
+    let mut bobs = Open::at(port(&bob), &token(&bob)).await;
+    let vm = cli_vm(&app, "ann").await;
+    let (reply, of_vm) = ask(&app, vm, "api.example.test", 443).await;
+    assert_eq!(reply, EgressReply::Connected);
+    let mut of_vm = BufReader::new(of_vm);
+    let mut line = String::new();
+    of_vm.read_line(&mut line).await.unwrap();
+    assert_eq!(line, "hello\n");
+
+    let renewed = put(&app, "ann", json!({ "policy": "upstream", "newProxyToken": true })).await;
+    assert_eq!(renewed.get("connectionsEnded"), None);
+    assert!(anns.repeats().await, "a new token is for new connections");
+
+    let denied = put(&app, "ann", json!({ "policy": "deny" })).await;
+    assert_eq!(denied["connectionsEnded"], true);
+    assert!(!anns.answers().await, "her proxy port's connection has ended");
+    let rest = tokio::time::timeout(DEADLINE, of_vm.read_line(&mut line))
+        .await
+        .expect("the VM's connection goes on");
+    assert!(rest.is_err() || rest.is_ok_and(|bytes| bytes == 0));
+    let (reply, _) = ask(&app, vm, "api.example.test", 443).await;
+    assert!(matches!(reply, EgressReply::Refused { .. }));
+    assert!(bobs.repeats().await, "what others have goes on");
 }
 
 #[tokio::test]

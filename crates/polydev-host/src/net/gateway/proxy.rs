@@ -7,13 +7,13 @@ use polydev_core::guest::network::{REFUSALS_PATH, TRAFFIC_PATH};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, broadcast::error::RecvError},
+    sync::broadcast::error::RecvError,
     time::timeout,
 };
 
 use super::{Shared, first_words::host_name};
 use crate::{
-    egress::EgressRefused,
+    egress::{EgressRefused, Place},
     net::constants::{FIRST_WORDS_LIMIT, FIRST_WORDS_MAX},
 };
 
@@ -27,11 +27,7 @@ enum Asked {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(
-    shared: Arc<Shared>,
-    mut socket: TcpStream,
-    _place: OwnedSemaphorePermit,
-) -> io::Result<()> {
+pub(super) async fn serve(shared: Arc<Shared>, mut socket: TcpStream, place: Place) -> io::Result<()> {
     let mut head = Vec::new();
     let read = timeout(FIRST_WORDS_LIMIT, read_head(&mut socket, &mut head)).await;
     let Ok(Some(end)) = read.map_err(io::Error::other).and_then(|read| read) else {
@@ -49,7 +45,7 @@ pub(super) async fn serve(
                 socket.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
                 let _ = socket.set_nodelay(true);
                 far.write_all(&head[end..]).await?;
-                shared.guest.account.carry(&host, &mut socket, far).await
+                shared.guest.account.carry(&host, &mut socket, far, place).await
             }
             // The reason may name what the host looks like from inside; the guest learns the kind only.
             Err(EgressRefused::Policy(_)) => answer(&mut socket, "403 Forbidden", "policy forbids it").await,

@@ -76,6 +76,10 @@ impl Client {
             Request::KeepAgentLog { id, text } => host.keep_agent_log(id, &text).map(|()| Reply::Done)?,
             Request::KeptFailed => Reply::Ids(host.kept_failed()?),
             Request::ForgetFailed { id } => host.forget_failed(id).map(|()| Reply::Done)?,
+            Request::EndConnections { id } => {
+                host.end_connections(id);
+                Reply::Done
+            }
             Request::RemoveUserDisk { user } => host.remove_user_disk(&user).await.map(|()| Reply::Done)?,
             Request::Prepare { vcpus, memory_mib, desktop_px } => {
                 host.prepare_templates(vcpus, memory_mib, desktop_px).await.map(|()| Reply::Done)?
