@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use polydev_core::guest::{BROWSER_USER, DESKTOP_PATH, DISPLAY, RUN_DIR, VNC_SOCKET};
+use polydev_core::guest::{BROWSER_FLAGS, BROWSER_USER, DESKTOP_PATH, DISPLAY, RUN_DIR, VNC_SOCKET};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -191,26 +191,8 @@ pub(crate) fn desktop_program(role: &str) -> Vec<String> {
 /// The browser on an empty page, or, given an address, the call that makes the running one open it.
 pub(crate) fn chromium(url: Option<&str>) -> Vec<String> {
     let profile = format!("--user-data-dir={PROFILE}");
-    owned(&[
-        "chromium",
-        &profile,
-        "--no-first-run",
-        "--no-default-browser-check",
-        "--disable-gpu",
-        "--disable-gpu-watchdog",
-        "--disable-hang-monitor",
-        "--disable-dev-shm-usage",
-        "--disable-extensions",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-breakpad",
-        "--hide-crash-restore-bubble",
-        "--password-store=basic",
-        "--start-maximized",
-        "--window-position=0,0",
-        url.unwrap_or("about:blank"),
-    ])
+    let page = url.unwrap_or("about:blank");
+    owned(&[&["chromium", profile.as_str()], &BROWSER_FLAGS[..], &[page]].concat())
 }
 
 fn owned(words: &[&str]) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Fixed places and accounts inside every VM, whatever driver runs it.
+//! Fixed places, accounts and flags inside every VM, whatever driver runs it.
 //!
 //! The golden image creates the accounts, the agent creates the directories, the host never guesses either.
 
@@ -28,6 +28,24 @@ pub const NETWORK_OPTION: &str = "polydev.network=tap";
 pub const NETWORK_VARIABLE: &str = "POLYDEV_NETWORK";
 /// X display of the browser VM.
 pub const DISPLAY: &str = ":1";
+/// Flags of the guest's browser, between its profile's and the page. Nothing marks it as automated or opens it to a debugger.
+pub const BROWSER_FLAGS: [&str; 15] = [
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-gpu",
+    "--disable-gpu-watchdog",
+    "--disable-hang-monitor",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-breakpad",
+    "--hide-crash-restore-bubble",
+    "--password-store=basic",
+    "--start-maximized",
+    "--window-position=0,0",
+];
 /// Unix socket of the guest's VNC server.
 pub const VNC_SOCKET: &str = "/run/polydev/desktop/vnc.sock";
 /// Unix socket on which the desktop program waits for the controller ([`crate::desktop`]).

@@ -89,6 +89,10 @@ pub trait Driver: Send + Sync + 'static {
     async fn pause(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
     /// Lets a VM go on that stands still; one that runs or has ended is left alone.
     async fn go_on(&self, id: VmId, dir: &Path) -> Result<(), HostError>;
+    /// Bytes that are free on the disk of the data directory, on which VMs write.
+    fn disk_free(&self, data: &Path) -> io::Result<u64> {
+        space::free(data)
+    }
     /// Gives a running VM the host name in its record, where the guest cannot do that itself.
     async fn rename(&self, _vm: &VmRecord, _dir: &Path) -> Result<(), HostError> {
         Ok(())

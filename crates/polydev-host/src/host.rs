@@ -24,7 +24,7 @@ use polydev_core::{
     ids::{Slot, UserId, VmId},
     wire::Identity,
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::{ends::VmEnd, hibernate::Resumed, pool::WarmPlan};
@@ -148,6 +148,9 @@ pub struct HostStatus {
     /// CLI VMs that sleep.
     #[serde(default)]
     pub hibernated: usize,
+    /// VMs that stand still until the disk has room again; see [`Host::paused`].
+    #[serde(default)]
+    pub paused: BTreeSet<VmId>,
     /// Slots in use.
     pub slots_used: usize,
     /// Slots there are.
@@ -167,6 +170,7 @@ impl HostStatus {
             fast_start: FastStart::None,
             warm: 0,
             hibernated: 0,
+            paused: BTreeSet::new(),
             slots_used: 0,
             slots_total,
             missing: Some(missing),
@@ -209,6 +213,8 @@ struct Inner {
     cells: Mutex<BTreeMap<VmId, Cell>>,
     /// VMs that sleep.
     asleep: Mutex<BTreeSet<VmId>>,
+    /// VMs that stand still.
+    paused: watch::Sender<BTreeSet<VmId>>,
     starting: admission::Starting,
     pool: pool::Pool,
     usage: Usage,
@@ -257,14 +263,15 @@ impl Host {
         let mut slots = Slots::new(config.slots);
         let mut networks = Networks::open(&places.run, config.slots);
         let accounts = Accounts::new(config.egress_limits);
-        let (mut asleep, mut warm) = (BTreeSet::new(), Vec::new());
+        let (mut asleep, mut paused, mut warm) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         for record in records.all()? {
             slots.note(record.slot, record.id);
             if record.network == NetworkMode::Tap {
                 networks.note(record.slot);
             }
             match record.state {
-                VmState::Active | VmState::Paused => {}
+                VmState::Active => {}
+                VmState::Paused => drop(paused.insert(record.id)),
                 VmState::Warm => warm.push(record.id),
                 VmState::Hibernated => drop(asleep.insert(record.id)),
             }
@@ -292,6 +299,7 @@ impl Host {
             fast_start,
             cells,
             asleep: Mutex::new(asleep),
+            paused: watch::Sender::new(paused),
             starting: admission::Starting::default(),
             pool: pool::Pool::found(warm),
             usage: Usage::default(),
@@ -422,6 +430,7 @@ impl Host {
             fast_start: *self.inner.fast_start.lock().unwrap_or_else(PoisonError::into_inner),
             warm: self.inner.pool.ready(),
             hibernated: self.inner.asleep().len(),
+            paused: self.inner.paused.borrow().clone(),
             slots_used: slots.used(),
             slots_total: slots.total(),
             missing: None,

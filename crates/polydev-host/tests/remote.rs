@@ -37,6 +37,7 @@ use rustix::{
     process::{Gid, Uid},
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
+use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -255,6 +256,40 @@ async fn any_number_may_look_and_none_of_them_may_do_more() {
     }
     assert_eq!(controller.list().await.unwrap().len(), 1);
     controller.destroy(id).await.unwrap();
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_learns_that_a_vm_stands_still_and_that_it_goes_on() {
+    let mut stage = Stage::new();
+    stage.machine.config.resources.disk_reserve_bytes = 1 << 20;
+    let process = stage.start().await;
+    let host = stage.connect(DRIVES).await.unwrap();
+    let (id, user): (VmId, UserId) = (new_id(), "someone".parse().unwrap());
+    let _vm = host.create(cli(id, &user)).await.unwrap();
+    let mut paused = host.paused();
+    assert!(paused.borrow_and_update().is_empty());
+
+    // The fake driver makes no disk; it grows all the same until that is noticed.
+    let digest = Sha256::digest(user.as_str());
+    let name: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let dir = stage.machine.config.data_dir.join("users").join(name);
+    fs::create_dir_all(&dir).unwrap();
+    let mut disk = fs::File::create(dir.join("disk.ext4")).unwrap();
+    stage.driver.set_disk_free(Some(0));
+    let growing = async {
+        while !paused.borrow().contains(&id) {
+            disk.write_all(&[1; 64 << 10]).unwrap();
+            let _ = timeout(Duration::from_millis(20), paused.changed()).await;
+        }
+    };
+    timeout(PATIENCE, growing).await.expect("it is told that the VM stands still");
+    assert!(host.status().paused.contains(&id));
+
+    stage.driver.set_disk_free(None);
+    let goes_on = timeout(PATIENCE, paused.wait_for(|paused| !paused.contains(&id))).await;
+    assert!(goes_on.expect("it is told that the VM goes on").is_ok());
+    host.destroy(id).await.unwrap();
     process.end().await;
 }
 

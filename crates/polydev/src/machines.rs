@@ -2,7 +2,10 @@
 
 mod remote;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
@@ -10,6 +13,7 @@ use polydev_host::{
     CreateVm, Host, HostError, HostFigures, HostStatus, LogKind, Missing, ReclaimReport, Resumed, Vm, VmKind,
     WarmPlan,
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// Runs VMs.
@@ -58,6 +62,10 @@ pub trait Machines: Send + Sync + 'static {
     fn ready(&self) -> Result<(), HostError>;
     /// See [`Host::status`].
     fn status(&self) -> HostStatus;
+    /// See [`Host::paused`].
+    fn paused(&self) -> watch::Receiver<BTreeSet<VmId>> {
+        watch::Sender::default().subscribe()
+    }
     /// See [`Host::figures`].
     async fn figures(&self) -> HostFigures {
         HostFigures::default()
@@ -126,6 +134,9 @@ impl Machines for Host {
     }
     fn status(&self) -> HostStatus {
         Host::status(self)
+    }
+    fn paused(&self) -> watch::Receiver<BTreeSet<VmId>> {
+        Host::paused(self)
     }
     async fn figures(&self) -> HostFigures {
         Host::figures(self)

@@ -430,7 +430,8 @@ export interface paths {
         };
         /**
          * A terminal: binary messages are its data both ways; the page sends text `{"type":"resize","cols","rows"}`, the
-         *     service sends text `{"type":"exit","code"}` at the shell's end.
+         *     service sends text `{"type":"exit","code"}` at the shell's end. While the VM stands still until its host's disk has
+         *     room, the service says so at once (`{"type":"state","state":"paused"}`), and says `running` when it goes on.
          */
         get: operations["terminal"];
         put?: never;
@@ -1105,7 +1106,10 @@ export interface components {
              * @description Number of its place.
              */
             slot?: number | null;
-            /** @description `creating`, `running`, `hibernated`, `failed` or `destroyed`. */
+            /**
+             * @description `creating`, `running`, `paused` (its host's disk is nearly full: nothing is lost, and it goes on by itself once
+             *     there is room), `hibernated`, `failed` or `destroyed`.
+             */
             state: string;
             userId: string;
         };

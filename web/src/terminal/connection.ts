@@ -4,13 +4,15 @@ import type { FitAddon } from "@xterm/addon-fit";
 import type { Terminal } from "@xterm/xterm";
 import { socketUrl } from "../api/client";
 import { Reconnector, wakeOnReturn, type LinkState } from "../net/reconnector";
-import { readMessage, resizeMessage, terminalPath } from "./protocol";
+import { readMessage, resizeMessage, terminalPath, type VmMotion } from "./protocol";
 import { themeFor } from "./theme";
 
 export interface TerminalHandlers {
   link: (state: LinkState) => void;
   /** The shell ended; the connection is not opened again by itself. */
   ended: (code: number | null) => void;
+  /** The VM stands still, or goes on; `null`: nobody knows, as the connection is lost. */
+  motion: (motion: VmMotion | null) => void;
 }
 
 export class TerminalConnection {
@@ -103,6 +105,7 @@ export class TerminalConnection {
     socket.addEventListener("message", (event) => {
       const message = readMessage(event.data);
       if (message.kind === "output") terminal.write(message.bytes);
+      if (message.kind === "state") this.handlers.motion(message.state);
       if (message.kind === "exit") {
         link.stop();
         this.handlers.ended(message.code);
@@ -110,6 +113,7 @@ export class TerminalConnection {
     });
     socket.addEventListener("close", () => {
       for (const listener of listeners) listener.dispose();
+      this.handlers.motion(null);
       link.lost();
     });
   }

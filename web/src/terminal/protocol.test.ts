@@ -11,7 +11,12 @@ test("the end of the shell carries its code", () => {
   expect(readMessage('{"type":"exit","code":null}')).toEqual({ kind: "exit", code: null });
 });
 
-test.each(["", "null", "[]", '{"type":"other"}', "{", 5, undefined])("%j is not understood and harms nothing", (data) => {
+test("a VM that stands still, and goes on", () => {
+  expect(readMessage('{"type":"state","state":"paused"}')).toEqual({ kind: "state", state: "paused" });
+  expect(readMessage('{"type":"state","state":"running"}')).toEqual({ kind: "state", state: "running" });
+});
+
+test.each(["", "null", "[]", '{"type":"other"}', '{"type":"state"}', '{"type":"state","state":"gone"}', "{", 5, undefined])("%j is not understood and harms nothing", (data) => {
   expect(readMessage(data)).toEqual({ kind: "unknown" });
 });
 

@@ -1,6 +1,9 @@
 // What goes over the terminal's WebSocket: binary frames are bytes in both directions, text frames are control messages.
 
-export type ServerMessage = { kind: "output"; bytes: Uint8Array } | { kind: "exit"; code: number | null } | { kind: "unknown" };
+/** Whether the VM stands still because its host's disk is nearly full. */
+export type VmMotion = "running" | "paused";
+
+export type ServerMessage = { kind: "output"; bytes: Uint8Array } | { kind: "exit"; code: number | null } | { kind: "state"; state: VmMotion } | { kind: "unknown" };
 
 /** Reads one message of the controller. */
 export function readMessage(data: unknown): ServerMessage {
@@ -12,7 +15,9 @@ export function readMessage(data: unknown): ServerMessage {
   } catch {
     return { kind: "unknown" };
   }
-  if (typeof message !== "object" || message === null || !("type" in message) || message.type !== "exit") return { kind: "unknown" };
+  if (typeof message !== "object" || message === null || !("type" in message)) return { kind: "unknown" };
+  if (message.type === "state" && "state" in message && (message.state === "running" || message.state === "paused")) return { kind: "state", state: message.state };
+  if (message.type !== "exit") return { kind: "unknown" };
   const code = "code" in message && typeof message.code === "number" ? message.code : null;
   return { kind: "exit", code };
 }

@@ -8,7 +8,7 @@ mod desktop;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -37,6 +37,7 @@ use crate::{
     error::HostError,
     host::{LogKind, VmKind},
     record::VmRecord,
+    space,
 };
 
 /// Makes fake VMs; clones share them.
@@ -53,6 +54,7 @@ struct World {
     workspaces: BTreeMap<UserId, Files>,
     fail_next: Option<String>,
     paints: bool,
+    disk_free: Option<u64>,
 }
 
 struct FakeVm {
@@ -78,6 +80,11 @@ impl FakeDriver {
     /// From now on a desktop that is started shows its first picture at once.
     pub fn paint_desktops(&self) {
         self.world().paints = true;
+    }
+
+    /// From now on the disk that VMs write on has so much free; `None`: what the real one has.
+    pub fn set_disk_free(&self, bytes: Option<u64>) {
+        self.world().disk_free = bytes;
     }
 
     /// What a VM that sleeps holds in memory is of no use any more.
@@ -128,6 +135,7 @@ impl FakeDriver {
     fn stand_still(&self, id: VmId, still: bool) {
         if let Some(vm) = self.world().vms.get_mut(&id) {
             vm.held = still;
+            vm.agent.stand_still(still);
         }
     }
 
@@ -211,6 +219,10 @@ impl Driver for FakeDriver {
     async fn go_on(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {
         self.stand_still(id, false);
         Ok(())
+    }
+
+    fn disk_free(&self, data: &Path) -> io::Result<u64> {
+        self.world().disk_free.map_or_else(|| space::free(data), Ok)
     }
 
     async fn stop(&self, id: VmId, _dir: &Path) -> Result<(), HostError> {

@@ -12,15 +12,15 @@
 //! writer stands still before that, as VMs on thin disks do elsewhere, and goes on by itself once there is room.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use polydev_core::ids::{UserId, VmId};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Inner, VmKind};
+use super::{Host, Inner, VmKind};
 use crate::{
     driver::user_disk::DISK,
     error::HostError,
@@ -101,6 +101,13 @@ pub(super) fn keep(inner: &Arc<Inner>) -> JoinHandle<()> {
     })
 }
 
+impl Host {
+    /// VMs that stand still until the disk of the data directory has room again, now and from now on.
+    pub fn paused(&self) -> watch::Receiver<BTreeSet<VmId>> {
+        self.inner.paused.subscribe()
+    }
+}
+
 impl Inner {
     /// Refuses whatever would start while the disk has too little free.
     pub(super) fn must_have_disk(&self) -> Result<(), HostError> {
@@ -111,7 +118,7 @@ impl Inner {
     /// Says when to look again.
     async fn look_at_disk(&self, watch: &mut Watch) -> Result<Duration, HostError> {
         let reserve = self.places.resources.disk_reserve_bytes;
-        let free = space::free(&self.places.data).map_err(HostError::os("look at the disk"))?;
+        let free = self.driver().disk_free(&self.places.data).map_err(HostError::os("look at the disk"))?;
         let level = watch.level.next(free, reserve);
         self.tell(watch, level, free, reserve);
         watch.level = level;
@@ -170,6 +177,7 @@ impl Inner {
         // Written first: whoever finds it after a crash knows why it does not answer.
         record.state = VmState::Paused;
         self.records.write(&record)?;
+        self.paused.send_if_modified(|paused| paused.insert(id));
         if let Err(error) = self.driver_of(&record).pause(id, &self.places.vm(id)).await {
             self.unpause(id).await?;
             return Err(error);
@@ -200,8 +208,14 @@ impl Inner {
         self.driver_of(&record).go_on(id, &self.places.vm(id)).await?;
         record.state = VmState::Active;
         self.records.write(&record)?;
+        self.paused_no_more(id);
         tracing::info!(vm.id = %id, "VM goes on");
         Ok(())
+    }
+
+    /// Tells whoever listens that a VM does not stand still any more: it goes on, or is gone.
+    pub(super) fn paused_no_more(&self, id: VmId) {
+        self.paused.send_if_modified(|paused| paused.remove(&id));
     }
 }
 

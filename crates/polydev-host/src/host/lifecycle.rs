@@ -370,6 +370,7 @@ impl Inner {
         }
         self.slots().give_back(id);
         self.asleep().remove(&id);
+        self.paused_no_more(id);
         self.accounts.forget(id);
         self.drop_cell(id);
         if steps > 0 {

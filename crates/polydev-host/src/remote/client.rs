@@ -3,13 +3,18 @@
 mod agents;
 mod link;
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use polydev_core::{
     ids::{UserId, VmId},
     wire::{Reply as AgentReply, Request as AgentRequest},
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -232,6 +237,11 @@ impl RemoteHost {
     /// See [`crate::Host::status`]; as of the last answer.
     pub fn status(&self) -> HostStatus {
         self.core.status()
+    }
+
+    /// See [`crate::Host::paused`]; as the host process tells with every answer, at the latest each 2 s.
+    pub fn paused(&self) -> watch::Receiver<BTreeSet<VmId>> {
+        self.core.paused()
     }
 
     /// Returns when the host process is lost to this program for good, with the reason: another controller has taken

@@ -18,7 +18,7 @@ use crate::{
     clock::rfc3339,
     egress::EgressCounts,
     session::Command,
-    store::vms::{VmRecord, VmRole},
+    store::vms::{VmRecord, VmRole, VmState},
 };
 
 use super::{
@@ -26,6 +26,8 @@ use super::{
     problem::{Code, Problem},
 };
 
+/// State of a VM that stands still until its host's disk has room.
+pub(super) const PAUSED: &str = "paused";
 /// Most bytes of a log in one answer.
 const LOG_BYTES_MAX: usize = 1 << 20;
 
@@ -50,7 +52,8 @@ pub(super) struct VmDto {
     slot: Option<u8>,
     /// Name of its place; not an address that can be reached.
     address: Option<String>,
-    /// `creating`, `running`, `hibernated`, `failed` or `destroyed`.
+    /// `creating`, `running`, `paused` (its host's disk is nearly full: nothing is lost, and it goes on by itself once
+    /// there is room), `hibernated`, `failed` or `destroyed`.
     state: &'static str,
     created_at: String,
     destroyed_at: Option<String>,
@@ -247,6 +250,10 @@ async fn kept(app: &App) -> Result<Vec<VmId>, HostError> {
     app.machines.kept_failed().await
 }
 
+fn stands_still(app: &App, vm: &VmRecord) -> bool {
+    vm.state == VmState::Running && app.machines.paused().borrow().contains(&vm.id)
+}
+
 fn dto(app: &App, vm: &VmRecord, kept: &[VmId], taken: &[(VmId, VmUsage)]) -> VmDto {
     let sent = taken.iter().find(|(id, _)| *id == vm.id).map(|(_, usage)| usage.network).unwrap_or_default();
     let time = |unix_ms: i64| rfc3339(u64::try_from(unix_ms).unwrap_or(0));
@@ -258,7 +265,7 @@ fn dto(app: &App, vm: &VmRecord, kept: &[VmId], taken: &[(VmId, VmUsage)]) -> Vm
         session_id: vm.session.map(|id| id.to_string()),
         slot: vm.slot.map(|slot| slot.index()),
         address: vm.slot.map(|slot| slot.address().to_string()),
-        state: vm.state.word(),
+        state: if stands_still(app, vm) { PAUSED } else { vm.state.word() },
         created_at: time(vm.created_unix_ms),
         destroyed_at: vm.destroyed_unix_ms.map(time),
         files_kept: kept.contains(&vm.id),

@@ -146,6 +146,11 @@ impl RfbFilter {
         }
     }
 
+    /// Bytes that are kept of a message that is not whole yet.
+    pub fn pending(&self) -> usize {
+        self.part.len()
+    }
+
     /// Bytes of the present message, as far as can be told from what is there of it.
     fn wanted(&self) -> Result<usize, RfbFault> {
         match self.phase {
@@ -466,7 +471,7 @@ mod tests {
                 // What passed is whole messages again, and those of the right kinds.
                 let mut again = RfbFilter::default();
                 again.take(&whole, true, &mut Vec::new()).unwrap();
-                prop_assert!(again.part.is_empty() && again.skip == 0);
+                prop_assert!(again.pending() == 0 && again.skip == 0);
                 if !is_in_control {
                     let looked = messages.iter().filter(|message| {
                         ![KEY, POINTER, QEMU, CUT_TEXT, XVP, SET_DESKTOP_SIZE, SET_ENCODINGS].contains(&message[0])
@@ -491,7 +496,7 @@ mod tests {
                     break;
                 }
                 prop_assert!(on.len() <= chunk.len() + 8 + 16 * 255);
-                prop_assert!(filter.part.len() <= 8 + 16 * 255 && filter.held.len() <= HELD_MAX);
+                prop_assert!(filter.pending() <= 8 + 16 * 255 && filter.held.len() <= HELD_MAX);
             }
         }
     }

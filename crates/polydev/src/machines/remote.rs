@@ -1,6 +1,6 @@
 //! A host that is another process.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use async_trait::async_trait;
 use polydev_core::ids::{UserId, VmId};
@@ -8,6 +8,7 @@ use polydev_host::{
     CreateVm, HostError, HostFigures, HostStatus, LogKind, ReclaimReport, Resumed, Vm, VmKind, WarmPlan,
     remote::RemoteHost,
 };
+use tokio::sync::watch;
 
 use super::Machines;
 
@@ -69,6 +70,9 @@ impl Machines for RemoteHost {
     }
     fn ready(&self) -> Result<(), HostError> {
         RemoteHost::ready(self)
+    }
+    fn paused(&self) -> watch::Receiver<BTreeSet<VmId>> {
+        RemoteHost::paused(self)
     }
     fn status(&self) -> HostStatus {
         RemoteHost::status(self)

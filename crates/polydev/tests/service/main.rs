@@ -9,6 +9,7 @@ mod egress;
 mod faults;
 mod logged;
 mod openapi;
+mod paused;
 mod proxy_ports;
 mod restart;
 mod sign_in;

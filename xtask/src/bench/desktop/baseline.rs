@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use polydev_core::guest::BROWSER_FLAGS;
 
 use super::{
     Size,
@@ -38,23 +39,6 @@ const OPENBOX: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
   </applications>
 </openbox_config>
 "#;
-/// Flags of the guest's browser (crates/polydev-agent/src/browser.rs).
-const CHROMIUM: [&str; 14] = [
-    "--no-first-run",
-    "--no-default-browser-check",
-    "--disable-gpu",
-    "--disable-gpu-watchdog",
-    "--disable-hang-monitor",
-    "--disable-dev-shm-usage",
-    "--disable-extensions",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-breakpad",
-    "--hide-crash-restore-bubble",
-    "--password-store=basic",
-    "--start-maximized",
-];
 
 /// Which VNC server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,9 +116,8 @@ impl Baseline {
         window_manager.until("manages windows", START_LIMIT, || display.has_window_manager())?;
 
         let mut chromium = as_guest("chromium", &home);
-        chromium.arg(format!("--user-data-dir={}", home.join("profile").display())).args(CHROMIUM);
-        let mut browser =
-            Child::start("chromium", chromium.args(["--window-position=0,0", page]).envs(environment), work)?;
+        chromium.arg(format!("--user-data-dir={}", home.join("profile").display())).args(BROWSER_FLAGS);
+        let mut browser = Child::start("chromium", chromium.arg(page).envs(environment), work)?;
         browser.until("shows the page", START_LIMIT, || display.shows_window(title))?;
 
         let vnc = match server {

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     future::poll_fn,
     io,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,7 @@ use polydev_core::wire::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex},
     net::{UnixListener, UnixStream},
-    sync::{Notify, broadcast, mpsc, oneshot},
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
@@ -50,6 +51,8 @@ pub struct FakeAgent {
     painted: AtomicBool,
     hangs_when_named: AtomicBool,
     power_off: Notify,
+    /// Its VM stands still: nothing is read or written, and no connection ends.
+    still: watch::Sender<bool>,
     ended: AtomicBool,
 }
 
@@ -72,6 +75,7 @@ impl FakeAgent {
             painted: AtomicBool::new(false),
             hangs_when_named: AtomicBool::new(false),
             power_off: Notify::new(),
+            still: watch::Sender::new(false),
             ended: AtomicBool::new(false),
         }
     }
@@ -121,6 +125,10 @@ impl FakeAgent {
         self.ended.load(Ordering::SeqCst)
     }
 
+    pub(super) fn stand_still(&self, still: bool) {
+        self.still.send_replace(still);
+    }
+
     pub(super) fn drop_connection(&self) {
         let _ = self.drop_connection.send(());
     }
@@ -145,7 +153,21 @@ impl FakeAgent {
         while let Ok((host, _)) = listener.accept().await {
             current.abort_all();
             let agent = Arc::clone(&self);
-            current.spawn(async move { agent.session(host).await });
+            current.spawn(async move { agent.session_as_it_goes_on(host).await });
+        }
+    }
+
+    /// Speaks with one host whenever its VM does not stand still.
+    async fn session_as_it_goes_on(self: Arc<Self>, host: UnixStream) -> io::Result<()> {
+        let mut still = self.still.subscribe();
+        let mut session = pin!(self.session(host));
+        loop {
+            // The sender is part of the agent, which the session holds.
+            let _ = still.wait_for(|still| !still).await;
+            tokio::select! {
+                ended = &mut session => return ended,
+                _ = still.wait_for(|still| *still) => {}
+            }
         }
     }
 

@@ -52,6 +52,8 @@ pub(super) struct Core {
     state: watch::Sender<State>,
     /// Since the first welcome.
     status: Mutex<Option<HostStatus>>,
+    /// As the last status tells.
+    paused: watch::Sender<BTreeSet<VmId>>,
     egress: Arc<dyn EgressHandler>,
     /// What every host process is told, by name of the request.
     standing: Mutex<BTreeMap<&'static str, Request>>,
@@ -81,7 +83,14 @@ type Answer = (Result<Reply, HostError>, Option<OwnedFd>);
 impl Core {
     pub(super) fn new(egress: Arc<dyn EgressHandler>) -> Self {
         let (state, _) = watch::channel(State::Down { reason: "it was not connected to yet".into() });
-        Self { state, status: Mutex::default(), egress, standing: Mutex::default(), used: Mutex::default() }
+        Self {
+            state,
+            status: Mutex::default(),
+            paused: watch::Sender::default(),
+            egress,
+            standing: Mutex::default(),
+            used: Mutex::default(),
+        }
     }
 
     pub(super) fn egress(&self) -> Arc<dyn EgressHandler> {
@@ -91,6 +100,10 @@ impl Core {
     pub(super) fn status(&self) -> HostStatus {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.expect("handles are given out after the first welcome, which tells it")
+    }
+
+    pub(super) fn paused(&self) -> watch::Receiver<BTreeSet<VmId>> {
+        self.paused.subscribe()
     }
 
     /// Tells it to every host process that comes after this one, too.
@@ -176,6 +189,13 @@ impl Core {
 
     /// Whether the host process misses nothing any more that it missed before.
     fn note(&self, status: HostStatus) -> bool {
+        self.paused.send_if_modified(|paused| {
+            let changed = *paused != status.paused;
+            if changed {
+                paused.clone_from(&status.paused);
+            }
+            changed
+        });
         let complete = status.missing.is_none();
         let before = self.status.lock().unwrap_or_else(PoisonError::into_inner).replace(status);
         complete && before.is_some_and(|before| before.missing.is_some())
