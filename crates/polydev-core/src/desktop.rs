@@ -22,7 +22,7 @@ pub use input::InputEvent;
 pub use stream::{Cutter, PREFIX, framed};
 
 /// Version of everything in this module; the guest names its own in [`FromDesktop::Hello`].
-pub const DESKTOP_VERSION: u16 = 1;
+pub const DESKTOP_VERSION: u16 = 2;
 /// Largest message of the guest: a keyframe of the largest screen.
 pub const FROM_DESKTOP_MAX: usize = 8 << 20;
 /// Largest message to the guest: a clipboard text and its head.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Nothing is captured while nobody watches, while nothing changes, or while the last frame has not left: changes add up
-//! in the X server and become one later frame. So a slow host costs neither memory nor age.
+//! in the X server and become one later frame. So a slow host costs neither memory nor age, and nor does a viewer's slow
+//! path, for which the host says when to hold.
 
 mod codec;
 mod counters;
@@ -105,6 +106,8 @@ struct Host {
     /// Frames so far.
     seq: u32,
     applied_seen: u32,
+    /// Pictures would only wait there.
+    holds: bool,
     tuning: Option<Tuning>,
     view: Option<View>,
 }
@@ -194,7 +197,8 @@ impl Streamer<'_> {
         let (width, height) = self.screen.size();
         self.outbox.clear();
         let applied_seen = self.applied.load(Ordering::Acquire);
-        let mut host = Host { link, rate: FIRST_RATE, seq: 0, applied_seen, tuning: None, view: None };
+        let mut host =
+            Host { link, rate: FIRST_RATE, seq: 0, applied_seen, holds: false, tuning: None, view: None };
         let hello = FromDesktop::Hello { version: DESKTOP_VERSION, width, height };
         if host.send(&hello.encode()) {
             self.host = Some(host);
@@ -219,6 +223,7 @@ impl Streamer<'_> {
         if let Some(rate) = orders.rate {
             host.set_rate(rate)?;
         }
+        host.holds = orders.hold.unwrap_or(host.holds);
         match orders.watch {
             Some(true) if host.view.is_none() => host.view = Some(host.view(&self.screen, now)?),
             Some(false) => host.view = None,
@@ -314,12 +319,13 @@ impl Streamer<'_> {
         let Some(host) = &mut self.host else { return Ok(Made::Nothing { until: None }) };
         let Some(view) = &mut host.view else { return Ok(Made::Nothing { until: None }) };
         let (purpose, due) = view.pace.next();
-        if now < due {
-            let until = [view.cursor.next(now), Some(view.counters_due)]
-                .into_iter()
-                .flatten()
-                .fold(due, Instant::min);
-            return Ok(Made::Nothing { until: Some(until) });
+        let is_due = due <= now;
+        if !is_due || host.holds {
+            if is_due && purpose == Purpose::Change && !std::mem::replace(&mut view.held, true) {
+                self.counters.merged();
+            }
+            let dues = [view.cursor.next(now), Some(view.counters_due), Some(due).filter(|_| !host.holds)];
+            return Ok(Made::Nothing { until: dues.into_iter().flatten().min() });
         }
         if !host.link.is_ready() {
             if purpose == Purpose::Change && !std::mem::replace(&mut view.held, true) {
@@ -391,7 +397,7 @@ impl Streamer<'_> {
             PollFd::new(&self.listener, PollFlags::IN),
         ];
         if let Some(host) = &self.host
-            && (!host.link.is_clear() || host.view.as_ref().is_some_and(|view| view.held || view.is_due(now)))
+            && (!host.link.is_clear() || host.wants_room(now))
         {
             fds.push(PollFd::new(&host.link, PollFlags::OUT));
         }
@@ -417,6 +423,11 @@ impl Host {
     /// Says whether the host is still there.
     fn send(&mut self, message: &[u8]) -> bool {
         self.link.send(message).is_ok()
+    }
+
+    /// Whether a picture is to be made as soon as there is room for it.
+    fn wants_room(&self, now: Instant) -> bool {
+        !self.holds && self.view.as_ref().is_some_and(|view| view.held || view.is_due(now))
     }
 
     fn view(&mut self, screen: &Screen<'_>, now: Instant) -> Result<View, StreamError> {

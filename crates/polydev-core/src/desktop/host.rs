@@ -9,6 +9,7 @@ const RESIZE: u8 = 0x24;
 const INPUT: u8 = 0x25;
 const CLIPBOARD: u8 = 0x26;
 const WIPE: u8 = 0x27;
+const HOLD: u8 = 0x28;
 const KBPS: std::ops::RangeInclusive<u32> = 100..=50_000;
 const FPS: std::ops::RangeInclusive<u8> = 1..=60;
 
@@ -31,6 +32,8 @@ pub enum ToDesktop {
     Watch(bool),
     /// The next frame must be one that needs no earlier one.
     Keyframe,
+    /// Whether pictures would only wait: none is made then, and changes add up to a later one.
+    Hold(bool),
     /// What the network can take.
     Rate {
         /// Target of the encoder, kbit/s.
@@ -68,6 +71,7 @@ impl ToDesktop {
         match self {
             Self::Watch(on) => vec![WATCH, u8::from(*on)],
             Self::Keyframe => vec![KEYFRAME],
+            Self::Hold(on) => vec![HOLD, u8::from(*on)],
             Self::Rate { kbps, fps, mode } => {
                 let mode = match mode {
                     ContentMode::Auto => 0,
@@ -92,6 +96,7 @@ impl ToDesktop {
         let message = match read.u8()? {
             WATCH => Self::Watch(read.flag()?),
             KEYFRAME => Self::Keyframe,
+            HOLD => Self::Hold(read.flag()?),
             RATE => {
                 let (kbps, fps) = (read.u32()?, read.u8()?);
                 let mode = match read.u8()? {
@@ -138,6 +143,7 @@ mod tests {
         prop_oneof![
             any::<bool>().prop_map(ToDesktop::Watch),
             Just(ToDesktop::Keyframe),
+            any::<bool>().prop_map(ToDesktop::Hold),
             (KBPS, FPS, mode).prop_map(|(kbps, fps, mode)| ToDesktop::Rate { kbps, fps, mode }),
             (SIDE, SIDE, SCALE).prop_map(|(width, height, scale)| ToDesktop::Resize { width, height, scale }),
             (any::<u32>(), super::super::input::tests::events())

@@ -42,6 +42,8 @@ pub(crate) struct Orders {
     pub(crate) watch: Option<bool>,
     /// A keyframe is wanted.
     pub(crate) keyframe: bool,
+    /// Whether pictures would only wait.
+    pub(crate) hold: Option<bool>,
     /// A new rate.
     pub(crate) rate: Option<Rate>,
     /// A new size.
@@ -85,6 +87,7 @@ impl Board {
                 orders.watch = Some(on);
             }),
             ToDesktop::Keyframe => self.put(|orders| orders.keyframe = true),
+            ToDesktop::Hold(on) => self.put(|orders| orders.hold = Some(on)),
             ToDesktop::Rate { kbps, fps, mode } => {
                 self.put(|orders| orders.rate = Some(Rate { kbps, fps, mode }));
             }

@@ -54,6 +54,8 @@ const OPENING_LIMIT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(60);
 /// How long the guest has for taking the last word.
 const LAST_WORD_LIMIT: Duration = Duration::from_millis(500);
+/// Pictures that were held for so long say that the path takes less than thought.
+const HELD_LONG: Duration = Duration::from_millis(100);
 const STATS_EVERY: Duration = Duration::from_secs(1);
 
 /// What [`super::Desktops`] asks of a hub.
@@ -109,6 +111,8 @@ pub(super) struct Hub {
     last_viewer: u32,
     control: Control,
     keyframes: Keyframes,
+    /// Since when the guest makes no pictures, as all viewers are behind.
+    holding: Option<Instant>,
     rate: Rate,
     resizing: Resizing,
     ages: Ages,
@@ -182,6 +186,7 @@ impl Hub {
             last_viewer: 0,
             control: Control::default(),
             keyframes: Keyframes::default(),
+            holding: None,
             rate: Rate::new(parts.settings.max_kbps),
             resizing: Resizing::default(),
             ages: Ages::new(parts.shares_clock),
@@ -219,6 +224,7 @@ impl Hub {
                 (self.frame_seq, self.cursor, self.pointer) = (None, None, None);
                 self.guest.forget();
                 self.rate.forget();
+                self.holding = None;
                 // With `watch` a keyframe comes by itself.
                 self.keyframes.came();
                 self.viewers.values_mut().for_each(|viewer| viewer.patience.came());
@@ -258,6 +264,10 @@ impl Hub {
                     }
                 }
                 FromDesktop::Stats(stats) => {
+                    // A guest that holds its pictures says no more than this.
+                    if self.holding.is_some() {
+                        self.set_stream(Stream::Live { heard: arrived });
+                    }
                     let added: GuestStats = self.guest.take(stats, arrived);
                     self.parts.metrics.guest(&added);
                 }
@@ -314,6 +324,7 @@ impl Hub {
             self.parts.metrics.keyframe_asked();
             self.tell(ToDesktop::Keyframe);
         }
+        self.hold_or_go_on(now);
         if let Some(size) = self.resizing.tell(now) {
             let (width, height, scale) = (size.width, size.height, size.scale);
             self.tell(ToDesktop::Resize { width, height, scale });
@@ -325,6 +336,24 @@ impl Hub {
             let fps = self.parts.settings.max_fps;
             self.tell(ToDesktop::Rate { kbps, fps, mode: ContentMode::Auto });
         }
+    }
+
+    /// The guest makes no pictures while they would only wait for every viewer; one that is not behind is not to suffer
+    /// from others.
+    fn hold_or_go_on(&mut self, now: Instant) {
+        let mut watching = self.viewers.values().filter(|viewer| viewer.takes_pictures()).peekable();
+        let is_to_hold = watching.peek().is_some() && watching.all(|viewer| viewer.seat.is_behind());
+        match self.holding {
+            None if is_to_hold => self.holding = Some(now),
+            Some(since) if !is_to_hold => {
+                self.holding = None;
+                if now.duration_since(since) >= HELD_LONG {
+                    self.viewers.values_mut().for_each(|viewer| viewer.probe.overflow(now));
+                }
+            }
+            None | Some(_) => return,
+        }
+        self.tell(ToDesktop::Hold(is_to_hold));
     }
 
     /// When something is due next.

@@ -30,7 +30,11 @@ impl Outbox {
         }
         if matches!(
             message,
-            ToDesktop::Watch(_) | ToDesktop::Keyframe | ToDesktop::Rate { .. } | ToDesktop::Resize { .. }
+            ToDesktop::Watch(_)
+                | ToDesktop::Keyframe
+                | ToDesktop::Hold(_)
+                | ToDesktop::Rate { .. }
+                | ToDesktop::Resize { .. }
         ) {
             let kind = std::mem::discriminant(&message);
             self.waiting.retain(|waiting| std::mem::discriminant(waiting) != kind);
@@ -79,6 +83,7 @@ fn text_bytes(message: &ToDesktop) -> usize {
         ToDesktop::Clipboard(text) | ToDesktop::Input { event: InputEvent::Text { text }, .. } => text.len(),
         ToDesktop::Watch(_)
         | ToDesktop::Keyframe
+        | ToDesktop::Hold(_)
         | ToDesktop::Rate { .. }
         | ToDesktop::Resize { .. }
         | ToDesktop::Input { .. }

@@ -3,7 +3,8 @@
 //! ```text
 //! flowing --too much waits--> needs a keyframe --keyframe comes--> flowing
 //! ```
-//! A viewer joins in the second state. While it lasts, pictures that need an earlier one are withheld.
+//! A viewer joins in the second state. While it lasts, pictures that need an earlier one are withheld. A viewer that gets
+//! behind says so before anything has to be dropped: a keyframe costs its path much more than a picture that comes later.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -12,8 +13,10 @@ use tokio::time::Instant;
 
 use super::seat::{Occupied, Seat};
 
-/// Pictures that may wait: at 30 a second, a tenth of one.
-const FRAMES_MAX: usize = 3;
+/// With so many pictures waiting, more would only grow old: the viewer is behind until none waits.
+const BEHIND_AT: usize = 2;
+/// Pictures that may wait: those, and what the guest may have sent before it heard of it.
+const FRAMES_MAX: usize = 5;
 /// Bytes that may wait, not counting a keyframe, which is taken in any case.
 const BYTES_MAX: usize = 2 << 20;
 
@@ -65,6 +68,7 @@ pub(super) enum Pushed {
 pub(super) struct Latest {
     flow: Flow,
     waiting: VecDeque<Waiting>,
+    is_behind: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +88,7 @@ pub(super) struct Waiting {
 
 impl Latest {
     pub(super) fn new() -> Self {
-        Self { flow: Flow::NeedsKey, waiting: VecDeque::with_capacity(FRAMES_MAX) }
+        Self { flow: Flow::NeedsKey, waiting: VecDeque::with_capacity(FRAMES_MAX), is_behind: false }
     }
 
     pub(super) fn push(&mut self, frame: Arc<Frame>, arrived: Instant, age: Option<Duration>) -> Pushed {
@@ -93,6 +97,7 @@ impl Latest {
             self.waiting.clear();
             self.waiting.push_back(Waiting { frame, arrived, age });
             self.flow = Flow::Flowing;
+            self.is_behind = false;
             return Pushed::Queued { dropped };
         }
         if self.flow == Flow::NeedsKey {
@@ -106,6 +111,7 @@ impl Latest {
             .sum();
         if self.waiting.len() < FRAMES_MAX && bytes + frame.data.len() <= BYTES_MAX {
             self.waiting.push_back(Waiting { frame, arrived, age });
+            self.is_behind |= self.waiting.len() >= BEHIND_AT;
             return Pushed::Queued { dropped: 0 };
         }
         Pushed::Overflowed { dropped: self.interrupt() + 1 }
@@ -116,7 +122,7 @@ impl Latest {
         let before = self.waiting.len();
         let keyframes = usize::from(self.waiting.front().is_some_and(|first| first.frame.key));
         self.waiting.truncate(keyframes);
-        self.flow = Flow::NeedsKey;
+        (self.flow, self.is_behind) = (Flow::NeedsKey, false);
         before - self.waiting.len()
     }
 
@@ -124,8 +130,15 @@ impl Latest {
         self.flow == Flow::NeedsKey
     }
 
+    /// Whether more pictures would only wait.
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
     pub(super) fn pop(&mut self) -> Option<Waiting> {
-        self.waiting.pop_front()
+        let next = self.waiting.pop_front();
+        self.is_behind &= !self.waiting.is_empty();
+        next
     }
 }
 
@@ -196,17 +209,35 @@ mod tests {
     }
 
     #[test]
+    fn a_viewer_is_behind_from_the_second_picture_that_waits_until_none_waits() {
+        let (mut latest, now) = (Latest::new(), Instant::now());
+        let mut behind = |push: Option<u32>| {
+            match push {
+                Some(seq) => drop(latest.push(frame(seq, seq == 1, 1), now, None)),
+                None => drop(latest.pop()),
+            }
+            latest.is_behind()
+        };
+        let steps = [Some(1), Some(2), Some(3), None, None, None, Some(4), None, Some(5), Some(6)];
+        let seen: Vec<bool> = steps.into_iter().map(&mut behind).collect();
+        assert_eq!(seen, [false, true, true, true, true, false, false, false, false, true]);
+        latest.interrupt();
+        assert!(!latest.is_behind(), "what it needs now is a keyframe");
+    }
+
+    #[test]
     fn a_viewer_that_takes_nothing_overflows_once_and_then_waits_for_a_keyframe() {
         let mut latest = Latest::new();
         let now = Instant::now();
         assert_eq!(latest.push(frame(1, false, 1), now, None), Pushed::Withheld);
         assert_eq!(latest.push(frame(2, true, 1), now, None), Pushed::Queued { dropped: 0 });
-        assert_eq!(latest.push(frame(3, false, 1), now, None), Pushed::Queued { dropped: 0 });
-        assert_eq!(latest.push(frame(4, false, 1), now, None), Pushed::Queued { dropped: 0 });
-        assert_eq!(latest.push(frame(5, false, 1), now, None), Pushed::Overflowed { dropped: 3 });
-        assert_eq!(latest.push(frame(6, false, 1), now, None), Pushed::Withheld);
+        for seq in 3..=6 {
+            assert_eq!(latest.push(frame(seq, false, 1), now, None), Pushed::Queued { dropped: 0 });
+        }
+        assert_eq!(latest.push(frame(7, false, 1), now, None), Pushed::Overflowed { dropped: 5 });
+        assert_eq!(latest.push(frame(8, false, 1), now, None), Pushed::Withheld);
         assert_eq!(latest.pop().map(|waiting| waiting.frame.seq), Some(2), "the keyframe stands alone");
-        assert_eq!(latest.push(frame(7, true, 1), now, None), Pushed::Queued { dropped: 0 });
+        assert_eq!(latest.push(frame(9, true, 1), now, None), Pushed::Queued { dropped: 0 });
         assert!(!latest.needs_key());
     }
 }

@@ -176,9 +176,14 @@ impl Seat {
 
     pub(super) fn take_frame(&self) -> Taken {
         let mut frames = lock(&self.frames);
+        let was_behind = frames.waiting.is_behind();
         match frames.waiting.pop() {
             Some(waiting) => {
+                let has_caught_up = was_behind && !frames.waiting.is_behind();
                 drop(frames);
+                if has_caught_up {
+                    self.hub.notify_one();
+                }
                 lock(&self.tally).taken(&waiting);
                 Taken::Frame(waiting.frame)
             }
@@ -341,6 +346,11 @@ impl Seat {
         let dropped = lock(&self.frames).waiting.interrupt();
         lock(&self.tally).dropped(dropped);
         self.metrics.dropped(self.lane, dropped);
+    }
+
+    /// Whether more pictures would only wait. The hub is woken when that is over.
+    pub(super) fn is_behind(&self) -> bool {
+        lock(&self.frames).waiting.is_behind()
     }
 
     pub(super) fn needs_key(&self) -> bool {

@@ -157,7 +157,9 @@ impl Screen {
                 self.input_seq = seq;
                 false
             }
-            ToDesktop::Rate { .. } | ToDesktop::Clipboard(_) | ToDesktop::Wipe => return None,
+            ToDesktop::Hold(_) | ToDesktop::Rate { .. } | ToDesktop::Clipboard(_) | ToDesktop::Wipe => {
+                return None;
+            }
         };
         Some(self.frame(key, 4))
     }
