@@ -363,6 +363,14 @@ impl Streamer<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
+        // Another tuning begins with a keyframe, which a path that just got slow cannot take: it waits for one that is
+        // made anyway, or for stillness.
+        if let Some(tuning) = host.tuning.filter(|tuning| *tuning != view.encoder.tuning())
+            && (view.key || purpose == Purpose::KeepAlive)
+        {
+            let (width, height) = view.picture.size();
+            view.encoder = Encoder::new(tuning, host.rate, width, height)?;
+        }
         let captured_cpu = thread_cpu();
         let (key, data) = view.encoder.encode(&view.picture, now - view.began, view.key)?;
         self.counters.frame(key, data.len(), captured_cpu - cpu, thread_cpu() - captured_cpu);
@@ -453,15 +461,7 @@ impl Host {
         self.tuning = Some(tuning);
         let Some(view) = &mut self.view else { return Ok(()) };
         view.pace.set_fps(rate.fps);
-        if view.encoder.tuning() == tuning {
-            view.encoder.set_rate(rate)?;
-        } else {
-            let (width, height) = view.picture.size();
-            view.encoder = Encoder::new(tuning, rate, width, height)?;
-            view.key = true;
-            view.pace.changed();
-        }
-        Ok(())
+        Ok(view.encoder.set_rate(rate)?)
     }
 }
 

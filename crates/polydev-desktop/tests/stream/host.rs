@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polydev_core::desktop::{Cutter, FROM_DESKTOP_MAX, Frame, FromDesktop, ToDesktop, framed};
+use polydev_core::desktop::{
+    Cutter, DESKTOP_VERSION, FROM_DESKTOP_MAX, Frame, FromDesktop, ToDesktop, framed,
+};
 
 use crate::{picture::Decoder, server::LIMIT};
 
@@ -37,7 +39,7 @@ impl Host {
     /// Connects and watches from the start.
     pub(crate) fn watch(socket: &Path) -> Self {
         let mut host = Self::connect(socket);
-        assert!(matches!(host.next(), Some(FromDesktop::Hello { version: 1, .. })));
+        assert!(matches!(host.next(), Some(FromDesktop::Hello { version: DESKTOP_VERSION, .. })));
         host.tell(&ToDesktop::Watch(true));
         host
     }

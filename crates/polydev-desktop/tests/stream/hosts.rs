@@ -68,15 +68,46 @@ fn the_rate_is_heeded() {
 }
 
 #[test]
-fn a_slow_link_gets_another_tuning_with_a_keyframe() {
+fn a_slow_link_gets_another_tuning_with_a_keyframe_once_the_picture_stands_still() {
     let Some(server) = Server::start(Kind::Xvfb, 640, 480) else { return };
+    let painter = server.connect();
     let program = Program::start(&server);
     let mut host = Host::watch(&program.socket);
     host.rest();
     host.tell(&ToDesktop::Rate { kbps: 2000, fps: 30, mode: ContentMode::Auto });
     assert!(!host.frame().key, "between the two thresholds nothing changes");
     host.tell(&ToDesktop::Rate { kbps: 500, fps: 30, mode: ContentMode::Auto });
+    for round in 0..20 {
+        tiles(&painter, round, 60);
+        assert!(!host.frame().key, "it would be the last thing that a path can take that just got slow");
+    }
     host.frame_where("that is a keyframe", |frame, _| frame.key);
+}
+
+#[test]
+fn while_a_host_holds_nothing_is_made_and_changes_become_one_frame() {
+    let Some(server) = Server::start(Kind::Xvfb, 640, 480) else { return };
+    let painter = server.connect();
+    let program = Program::start(&server);
+    let mut host = Host::watch(&program.socket);
+    host.rest();
+    host.tell(&ToDesktop::Hold(true));
+    // The figures come once a second, in any case; what was made before has been read with the first.
+    let next_figures = |host: &mut Host| {
+        let mut frames = 0;
+        while !matches!(host.next(), Some(FromDesktop::Stats(_))) {
+            frames += 1;
+        }
+        frames
+    };
+    next_figures(&mut host);
+    tiles(&painter, 1, 300);
+    painter.fill(GREEN, 0, 0, 640, 480);
+    assert_eq!(next_figures(&mut host) + next_figures(&mut host), 0);
+    host.tell(&ToDesktop::Hold(false));
+    let frame = host.frame();
+    assert!(host.decoder.shows(GREEN, 320, 240) && host.decoder.shows(GREEN, 10, 470));
+    assert!(!frame.key);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Screens that change their size or go away.
 
-use polydev_core::desktop::{FromDesktop, InputEvent, ToDesktop};
+use polydev_core::desktop::{DESKTOP_VERSION, FromDesktop, InputEvent, ToDesktop};
 use x11rb::protocol::xproto::ConnectionExt;
 
 use crate::{
@@ -29,7 +29,7 @@ fn the_screen_takes_any_size_and_goes_on_with_a_keyframe() {
         host.frame_where("that shows the far corner", |_, picture| picture.shows(RED, x, y));
     }
     let mut next = Host::connect(&program.socket);
-    assert_eq!(next.next(), Some(FromDesktop::Hello { version: 1, width: 390, height: 844 }));
+    assert_eq!(next.next(), Some(FromDesktop::Hello { version: DESKTOP_VERSION, width: 390, height: 844 }));
 }
 
 #[test]

@@ -44,7 +44,7 @@ use super::{
 use crate::session::Shown;
 use viewers::{Away, Viewer};
 
-/// Without any picture, not even the one a second that tells of no change, for this long, the picture is interrupted.
+/// Without a picture or the figures that come each second for this long, the picture is interrupted.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// A guest that stays silent for this long then is called anew.
 const CALL_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -264,10 +264,8 @@ impl Hub {
                     }
                 }
                 FromDesktop::Stats(stats) => {
-                    // A guest that holds its pictures says no more than this.
-                    if self.holding.is_some() {
-                        self.set_stream(Stream::Live { heard: arrived });
-                    }
+                    // While it holds its pictures a guest says no more than this.
+                    self.set_stream(Stream::Live { heard: arrived });
                     let added: GuestStats = self.guest.take(stats, arrived);
                     self.parts.metrics.guest(&added);
                 }

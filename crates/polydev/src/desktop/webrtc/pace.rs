@@ -29,7 +29,7 @@ const LITTLE: Bitrate = Bitrate::kbps(10);
 /// The library tells the mean of what it estimated for so long; the nothing that it estimates at rest counts in it.
 const SMOOTHED_OVER: Duration = Duration::from_secs(3);
 /// The estimator wants to be woken 40 times a second even at rest. It, and whatever is due after it, waits longer by this.
-const REST: Duration = Duration::from_millis(75);
+const REST: Duration = Duration::from_millis(225);
 /// The search for bandwidth after a picture that fills packets at the start of a connection.
 const FIRST_SEARCH: Duration = Duration::from_secs(3);
 
