@@ -305,6 +305,32 @@ async fn a_slow_viewer_slows_nobody_and_goes_on_with_a_keyframe() {
 }
 
 #[tokio::test]
+async fn a_guest_holds_its_pictures_while_they_would_only_wait_for_everybody() {
+    let scene = Scene::new().await;
+    let is_hold = |told: &ToDesktop| matches!(told, ToDesktop::Hold(_));
+    let holds = || scene.agent.desktop().heard().iter().filter(|told| is_hold(told)).count();
+    let mut first = scene.join(Role::Control).await;
+    let mut last = first.keyframe().await.seq;
+    // What comes by itself each second may be among them.
+    (0..3).for_each(|_| scene.agent.desktop().show(false, 5000));
+    scene.last_told("to hold", is_hold, ToDesktop::Hold(true)).await;
+    while first.frame().await.seq < last + 3 {}
+    scene.last_told("to go on", is_hold, ToDesktop::Hold(false)).await;
+
+    // One who takes everything does not suffer from one who takes nothing.
+    let second = scene.join(Role::View).await;
+    last = first.keyframe().await.seq;
+    let before = holds();
+    for _ in 0..20 {
+        scene.agent.desktop().show(false, 5000);
+        while first.frame().await.seq <= last {}
+        last += 1;
+    }
+    assert_eq!(holds(), before);
+    drop(second);
+}
+
+#[tokio::test]
 async fn keyframes_wished_for_by_many_are_asked_for_once_in_a_while() {
     let scene = Scene::new().await;
     let mut viewers =

@@ -7,6 +7,7 @@
 //! sign-in page stands still most of the time, so that price is paid while pictures flow only. What was learned is kept.
 //! The library cannot be told to rest: from what the page says about the one small picture a second it makes an estimate
 //! of its own, and fills up to that. So whatever it may have learned from the page meanwhile is taken from it again.
+//! Nor is it believed when it thinks less of a path that hardly anything is sent over: of five packets one is lost easily.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ const FIRST_ESTIMATE: Bitrate = Bitrate::kbps(5000);
 const LEAST_ESTIMATE: Bitrate = Bitrate::kbps(200);
 /// Without pictures for so long, it stands still.
 const STILL_AFTER: Duration = Duration::from_millis(1500);
-/// Over this, pictures are what fills the path, and more of it is looked for.
+/// What is sent is counted a second at a time.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Bytes of pictures within a window that make looking for more worth it: 400 kbit.
 const DEMAND_BYTES: usize = 50_000;
@@ -26,6 +27,8 @@ const DEMAND_BYTES: usize = 50_000;
 const SMALL: usize = 1100;
 /// What is sought when enough is known: next to nothing. Nothing at all would have the library look for it all the time.
 const LITTLE: Bitrate = Bitrate::kbps(10);
+/// So many times what is sent, or what is known, is far above it.
+const FAR_ABOVE: f64 = 1.5;
 /// The library tells the mean of what it estimated for so long; the nothing that it estimates at rest counts in it.
 const SMOOTHED_OVER: Duration = Duration::from_secs(3);
 /// The estimator wants to be woken 40 times a second even at rest. It, and whatever is due after it, waits longer by this.
@@ -54,7 +57,11 @@ pub(super) enum Pacing {
 pub(super) struct Pace {
     motion: Motion,
     estimate: Bitrate,
+    /// What the library thinks.
+    library: Bitrate,
     most: Bitrate,
+    /// Bytes of pictures in the last whole window.
+    sent: usize,
     /// Since when the path is used.
     begun: Option<Instant>,
     /// When the library was last put to rest.
@@ -70,7 +77,9 @@ enum Motion {
 impl Pace {
     pub(super) fn new(max_kbps: u32) -> Self {
         let most = Bitrate::kbps(u64::from(max_kbps));
-        Self { motion: Motion::Still, estimate: FIRST_ESTIMATE.min(most), most, begun: None, rested: None }
+        let estimate = FIRST_ESTIMATE.min(most);
+        let (library, motion) = (estimate, Motion::Still);
+        Self { motion, estimate, library, most, sent: 0, begun: None, rested: None }
     }
 
     /// What the path is thought to take.
@@ -80,10 +89,16 @@ impl Pace {
 
     /// The library has a new estimate. `None` if it is not to be heeded.
     pub(super) fn estimated(&mut self, now: Instant, estimate: Bitrate) -> Option<Bitrate> {
-        if matches!(self.motion, Motion::Still) || self.rested.is_some_and(|at| now - at < SMOOTHED_OVER) {
+        let Motion::Moving { bytes, .. } = self.motion else { return None };
+        if self.rested.is_some_and(|at| now - at < SMOOTHED_OVER) {
             return None;
         }
-        self.estimate = estimate.max(LEAST_ESTIMATE).min(self.most);
+        self.library = estimate.max(LEAST_ESTIMATE).min(self.most);
+        let sent = Bitrate::bps(self.sent.max(bytes) as u64 * 8);
+        if self.library < self.estimate && self.library > sent * FAR_ABOVE {
+            return None;
+        }
+        self.estimate = self.library;
         Some(self.estimate)
     }
 
@@ -104,16 +119,22 @@ impl Pace {
             Motion::Still if size <= SMALL => None,
             Motion::Still => {
                 self.begun.get_or_insert(now);
+                (self.library, self.sent) = (self.estimate, 0);
                 let sought = Bitrate::ZERO;
                 self.motion =
                     Motion::Moving { last: now, window: now, bytes: size, sought, is_smooth: false };
                 Some(Pacing::Estimate { from: self.estimate })
             }
             Motion::Moving { last, bytes, is_smooth, .. } => {
+                *bytes += size;
                 if size > SMALL {
                     *last = now;
+                    if self.library * FAR_ABOVE < self.estimate {
+                        self.library = self.estimate;
+                        *is_smooth = false;
+                        return Some(Pacing::Estimate { from: self.estimate });
+                    }
                 }
-                *bytes += size;
                 (!std::mem::replace(is_smooth, true)).then_some(Pacing::Smooth)
             }
         }
@@ -131,7 +152,7 @@ impl Pace {
             return None;
         }
         let wanted = is_first || *bytes >= DEMAND_BYTES;
-        (*window, *bytes) = (now, 0);
+        (*window, self.sent, *bytes) = (now, *bytes, 0);
         let target = match wanted {
             true => (self.estimate * 1.5).min(self.most),
             false if sought.is_zero() => Bitrate::ZERO,
@@ -177,7 +198,7 @@ mod tests {
         assert_eq!(pace.sending(now, 90_000), Some(Pacing::Estimate { from: FIRST_ESTIMATE }));
         assert_eq!(pace.tick(now), Some(Pacing::Seek(Bitrate::kbps(7500))), "a new path is searched at once");
         assert_eq!(pace.heard(now), None, "what the page says is heeded");
-        assert_eq!(pace.estimated(now, Bitrate::kbps(2000)), Some(Bitrate::kbps(2000)));
+        assert_eq!(pace.estimated(now, Bitrate::kbps(1000)), Some(Bitrate::kbps(1000)));
         assert_eq!(
             pace.sending(now + 1400 * MS, 300),
             Some(Pacing::Smooth),
@@ -192,7 +213,7 @@ mod tests {
             "what a resting library says is nothing"
         );
         let later = now + 60_000 * MS;
-        assert_eq!(pace.sending(later, 5000), Some(Pacing::Estimate { from: Bitrate::kbps(2000) }));
+        assert_eq!(pace.sending(later, 5000), Some(Pacing::Estimate { from: Bitrate::kbps(1000) }));
         assert_eq!(pace.tick(later + 1000 * MS), None, "little was sent: nothing is sought");
     }
 
@@ -221,7 +242,23 @@ mod tests {
         let mean = FIRST_ESTIMATE / 2.0;
         assert_eq!(pace.estimated(now + 1700 * MS, mean), None, "half of it is the rest's");
         assert_eq!(pace.estimate(), FIRST_ESTIMATE);
+        pace.sending(now + 4400 * MS, 300_000);
         assert_eq!(pace.estimated(now + 4500 * MS, mean), Some(mean));
+    }
+
+    #[test]
+    fn less_is_believed_of_a_path_only_when_that_much_is_sent() {
+        let (mut pace, now) = (Pace::new(20_000), Instant::now());
+        pace.sending(now, 90_000);
+        pace.tick(now + WINDOW);
+        pace.sending(now + 1100 * MS, 5000);
+        pace.tick(now + 2 * WINDOW);
+        let little = Bitrate::kbps(600);
+        assert_eq!(pace.estimated(now + 2100 * MS, little), None, "40 kbit/s were sent");
+        let again = Pacing::Estimate { from: FIRST_ESTIMATE };
+        assert_eq!(pace.sending(now + 2200 * MS, 60_000), Some(again), "the library has to think so, too");
+        assert_eq!(pace.sending(now + 2230 * MS, 60_000), Some(Pacing::Smooth));
+        assert_eq!(pace.estimated(now + 2300 * MS, little), Some(little), "that much was sent");
     }
 
     #[test]
