@@ -5,6 +5,7 @@ mod app;
 mod bad_input;
 mod desktop;
 mod desktop_lane;
+mod desktop_slow;
 mod egress;
 mod faults;
 mod logged;
