@@ -19,7 +19,7 @@ const FIRST_ESTIMATE: Bitrate = Bitrate::kbps(5000);
 const LEAST_ESTIMATE: Bitrate = Bitrate::kbps(200);
 /// Without pictures for so long, it stands still.
 const STILL_AFTER: Duration = Duration::from_millis(1500);
-/// What is sent is counted a second at a time.
+/// Over this, pictures are what fills the path, and more of it is looked for.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Bytes of pictures within a window that make looking for more worth it: 400 kbit.
 const DEMAND_BYTES: usize = 50_000;
@@ -27,6 +27,8 @@ const DEMAND_BYTES: usize = 50_000;
 const SMALL: usize = 1100;
 /// What is sought when enough is known: next to nothing. Nothing at all would have the library look for it all the time.
 const LITTLE: Bitrate = Bitrate::kbps(10);
+/// What was sent so long ago counts a third of what is sent now.
+const FLOW_OVER: Duration = Duration::from_millis(200);
 /// So many times what is sent, or what is known, is far above it.
 const FAR_ABOVE: f64 = 1.5;
 /// The library tells the mean of what it estimated for so long; the nothing that it estimates at rest counts in it.
@@ -60,12 +62,33 @@ pub(super) struct Pace {
     /// What the library thinks.
     library: Bitrate,
     most: Bitrate,
-    /// Bytes of pictures in the last whole window.
-    sent: usize,
+    sent: Flow,
     /// Since when the path is used.
     begun: Option<Instant>,
     /// When the library was last put to rest.
     rested: Option<Instant>,
+}
+
+/// What is sent at the moment: a mean that forgets.
+#[derive(Debug, Default)]
+struct Flow {
+    bytes: f64,
+    at: Option<Instant>,
+}
+
+impl Flow {
+    fn add(&mut self, now: Instant, bytes: usize) {
+        self.bytes = self.left(now) + bytes as f64;
+        self.at = Some(now);
+    }
+
+    fn rate(&self, now: Instant) -> Bitrate {
+        Bitrate::bps((self.left(now) * 8.0 / FLOW_OVER.as_secs_f64()) as u64)
+    }
+
+    fn left(&self, now: Instant) -> f64 {
+        self.at.map_or(0.0, |at| self.bytes * (-(now - at).as_secs_f64() / FLOW_OVER.as_secs_f64()).exp())
+    }
 }
 
 #[derive(Debug)]
@@ -79,7 +102,7 @@ impl Pace {
         let most = Bitrate::kbps(u64::from(max_kbps));
         let estimate = FIRST_ESTIMATE.min(most);
         let (library, motion) = (estimate, Motion::Still);
-        Self { motion, estimate, library, most, sent: 0, begun: None, rested: None }
+        Self { motion, estimate, library, most, sent: Flow::default(), begun: None, rested: None }
     }
 
     /// What the path is thought to take.
@@ -89,13 +112,11 @@ impl Pace {
 
     /// The library has a new estimate. `None` if it is not to be heeded.
     pub(super) fn estimated(&mut self, now: Instant, estimate: Bitrate) -> Option<Bitrate> {
-        let Motion::Moving { bytes, .. } = self.motion else { return None };
-        if self.rested.is_some_and(|at| now - at < SMOOTHED_OVER) {
+        if matches!(self.motion, Motion::Still) || self.rested.is_some_and(|at| now - at < SMOOTHED_OVER) {
             return None;
         }
         self.library = estimate.max(LEAST_ESTIMATE).min(self.most);
-        let sent = Bitrate::bps(self.sent.max(bytes) as u64 * 8);
-        if self.library < self.estimate && self.library > sent * FAR_ABOVE {
+        if self.library < self.estimate && self.library > self.sent.rate(now) * FAR_ABOVE {
             return None;
         }
         self.estimate = self.library;
@@ -115,11 +136,12 @@ impl Pace {
 
     /// A picture of so many bytes is about to be sent.
     pub(super) fn sending(&mut self, now: Instant, size: usize) -> Option<Pacing> {
+        self.sent.add(now, size);
         match &mut self.motion {
             Motion::Still if size <= SMALL => None,
             Motion::Still => {
                 self.begun.get_or_insert(now);
-                (self.library, self.sent) = (self.estimate, 0);
+                self.library = self.estimate;
                 let sought = Bitrate::ZERO;
                 self.motion =
                     Motion::Moving { last: now, window: now, bytes: size, sought, is_smooth: false };
@@ -152,7 +174,7 @@ impl Pace {
             return None;
         }
         let wanted = is_first || *bytes >= DEMAND_BYTES;
-        (*window, self.sent, *bytes) = (now, *bytes, 0);
+        (*window, *bytes) = (now, 0);
         let target = match wanted {
             true => (self.estimate * 1.5).min(self.most),
             false if sought.is_zero() => Bitrate::ZERO,
@@ -249,16 +271,17 @@ mod tests {
     #[test]
     fn less_is_believed_of_a_path_only_when_that_much_is_sent() {
         let (mut pace, now) = (Pace::new(20_000), Instant::now());
-        pace.sending(now, 90_000);
-        pace.tick(now + WINDOW);
-        pace.sending(now + 1100 * MS, 5000);
-        pace.tick(now + 2 * WINDOW);
+        for step in 0..30 {
+            pace.sending(now + 30 * MS * step, 5000);
+        }
         let little = Bitrate::kbps(600);
-        assert_eq!(pace.estimated(now + 2100 * MS, little), None, "40 kbit/s were sent");
+        assert_eq!(pace.estimated(now + 1500 * MS, little), None, "nothing was sent for half a second");
         let again = Pacing::Estimate { from: FIRST_ESTIMATE };
-        assert_eq!(pace.sending(now + 2200 * MS, 60_000), Some(again), "the library has to think so, too");
-        assert_eq!(pace.sending(now + 2230 * MS, 60_000), Some(Pacing::Smooth));
-        assert_eq!(pace.estimated(now + 2300 * MS, little), Some(little), "that much was sent");
+        assert_eq!(pace.sending(now + 1600 * MS, 5000), Some(again), "the library has to think so, too");
+        for step in 1..10 {
+            pace.sending(now + 1600 * MS + 30 * MS * step, 5000);
+        }
+        assert_eq!(pace.estimated(now + 1900 * MS, little), Some(little), "more than that is sent");
     }
 
     #[test]
