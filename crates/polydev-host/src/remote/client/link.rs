@@ -189,15 +189,14 @@ impl Core {
 
     /// Whether the host process misses nothing any more that it missed before.
     fn note(&self, status: HostStatus) -> bool {
+        let (complete, stand_still) = (status.missing.is_none(), status.paused.clone());
+        let before = self.status.lock().unwrap_or_else(PoisonError::into_inner).replace(status);
+        // Told afterwards: whoever is woken by it may look at the status.
         self.paused.send_if_modified(|paused| {
-            let changed = *paused != status.paused;
-            if changed {
-                paused.clone_from(&status.paused);
-            }
+            let changed = *paused != stand_still;
+            *paused = stand_still;
             changed
         });
-        let complete = status.missing.is_none();
-        let before = self.status.lock().unwrap_or_else(PoisonError::into_inner).replace(status);
         complete && before.is_some_and(|before| before.missing.is_some())
     }
 
