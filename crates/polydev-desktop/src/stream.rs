@@ -319,20 +319,17 @@ impl Streamer<'_> {
         let Some(host) = &mut self.host else { return Ok(Made::Nothing { until: None }) };
         let Some(view) = &mut host.view else { return Ok(Made::Nothing { until: None }) };
         let (purpose, due) = view.pace.next();
-        let is_due = due <= now;
-        if !is_due || host.holds {
-            if is_due && purpose == Purpose::Change && !std::mem::replace(&mut view.held, true) {
-                self.counters.merged();
-            }
-            let dues = [view.cursor.next(now), Some(view.counters_due), Some(due).filter(|_| !host.holds)];
-            return Ok(Made::Nothing { until: dues.into_iter().flatten().min() });
+        // Only a connection that is clear takes them; room in it wakes the loop.
+        let news = [view.cursor.next(now), Some(view.counters_due)].into_iter().flatten().min();
+        let news = news.filter(|_| host.link.is_clear());
+        if now < due {
+            return Ok(Made::Nothing { until: news.into_iter().chain([due]).min() });
         }
-        if !host.link.is_ready() {
+        if host.holds || !host.link.is_ready() {
             if purpose == Purpose::Change && !std::mem::replace(&mut view.held, true) {
                 self.counters.merged();
             }
-            // Room in the connection wakes the loop.
-            return Ok(Made::Nothing { until: None });
+            return Ok(Made::Nothing { until: news });
         }
         view.held = false;
         let input_seq = self.applied.load(Ordering::Acquire);

@@ -1,6 +1,6 @@
 //! A workspace that stands still because its host's disk is nearly full.
 
-use std::{fs, io::Write as _, time::Duration};
+use std::{fs, io::Write as _, net::SocketAddr, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use polydev_core::{ids::VmId, wire::Request as Ask};
@@ -16,6 +16,14 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const USER: &str = "alice";
+
+/// A service that watches the disk, where it listens, and a workspace in it.
+async fn workspace() -> (TestApp, SocketAddr, String) {
+    let app = TestApp::builder().setting("disk_reserve_mib", "1").start().await;
+    let address = listen(&app).await;
+    let vm = app.call("POST", "/api/vms", Some(json!({ "userId": USER }))).await.json();
+    (app, address, vm["id"].as_str().unwrap().to_owned())
+}
 
 async fn state(app: &TestApp, id: &str) -> Value {
     app.call("GET", &format!("/api/vms/{id}"), None).await.json()["state"].take()
@@ -59,10 +67,8 @@ fn bytes(text: &str) -> Message {
 
 #[tokio::test]
 async fn terminals_of_a_workspace_that_stands_still_say_so_and_that_it_goes_on() {
-    let app = TestApp::builder().setting("disk_reserve_mib", "1").start().await;
-    let address = listen(&app).await;
-    let vm = app.call("POST", "/api/vms", Some(json!({ "userId": USER }))).await.json();
-    let id = vm["id"].as_str().unwrap();
+    let (app, address, id) = workspace().await;
+    let id = id.as_str();
     let path = format!("/api/vms/{id}/terminal");
     let mut open = connect(&app, address, &path, &[]).await.unwrap();
     open.send(bytes("before")).await.unwrap();
@@ -106,10 +112,8 @@ async fn terminals_of_a_workspace_that_stands_still_say_so_and_that_it_goes_on()
 
 #[tokio::test]
 async fn a_workspace_that_stands_still_can_be_removed() {
-    let app = TestApp::builder().setting("disk_reserve_mib", "1").start().await;
-    let address = listen(&app).await;
-    let vm = app.call("POST", "/api/vms", Some(json!({ "userId": USER }))).await.json();
-    let id = vm["id"].as_str().unwrap();
+    let (app, address, id) = workspace().await;
+    let id = id.as_str();
     fill_the_disk(&app, id).await;
     let mut open = connect(&app, address, &format!("/api/vms/{id}/terminal"), &[]).await.unwrap();
     assert_eq!(next(&mut open).await, told("paused"));
