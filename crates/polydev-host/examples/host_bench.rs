@@ -74,7 +74,7 @@ async fn disk(quick: bool) {
         let (first, later) =
             measure_user_disk(&place.dir().join("user"), rounds, gib << 30).await.expect("a disk");
         let in_ms = |all: &[Duration]| all.iter().map(|took| ms(*took)).collect::<Vec<_>>();
-        figure(&format!("user's disk of {gib} GiB, first use"), "ms", &in_ms(&first), None);
+        figure(&format!("user's disk of {gib} GiB, first use"), "ms", &in_ms(&first), Some(10.0));
         figure(&format!("user's disk of {gib} GiB, later"), "ms", &in_ms(&later), Some(10.0));
     }
 }

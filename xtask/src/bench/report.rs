@@ -71,10 +71,9 @@ impl Report {
         lines.extend(self.rows.iter().map(|row| {
             let goal = row.goals();
             let Row { n, p50, p95, min, max, unit, .. } = row;
-            format!(
-                "{:name$}  {n:>4}  {p50:>9.1}  {p95:>9.1}  {min:>9.1}  {max:>9.1}  {goal:>13}  {unit}",
-                row.name
-            )
+            let decimals = if unit == "x" { 2 } else { 1 };
+            let numbers = [p50, p95, min, max].map(|number| format!("{number:>9.decimals$}")).join("  ");
+            format!("{:name$}  {n:>4}  {numbers}  {goal:>13}  {unit}", row.name)
         }));
         lines.join("\n")
     }
