@@ -71,7 +71,7 @@ impl Report {
         lines.extend(self.rows.iter().map(|row| {
             let goal = row.goals();
             let Row { n, p50, p95, min, max, unit, .. } = row;
-            let decimals = if unit == "x" { 2 } else { 1 };
+            let decimals = if *unit == "x" { 2 } else { 1 };
             let numbers = [p50, p95, min, max].map(|number| format!("{number:>9.decimals$}")).join("  ");
             format!("{:name$}  {n:>4}  {numbers}  {goal:>13}  {unit}", row.name)
         }));
