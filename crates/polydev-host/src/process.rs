@@ -5,7 +5,8 @@
 //! root of the host.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock},
@@ -22,6 +23,8 @@ const TICKS_PER_SECOND: u64 = 100;
 /// How long a program may be between one environment and the next: its first pages may come from a busy disk.
 const EXEC_LIMIT: Duration = Duration::from_secs(2);
 const EXEC_POLL: Duration = Duration::from_millis(1);
+/// Of an environment, so much is looked at: those of VMs' processes are far smaller.
+const ENVIRONMENT_MAX: usize = 32 << 10;
 /// Names the VM.
 pub(crate) const VM_VARIABLE: &str = "POLYDEV_VM";
 /// Names the run directory's tag.
@@ -293,29 +296,43 @@ fn owner(pid: i32, instance: &str) -> Option<VmId> {
     std::str::from_utf8(value(VM_VARIABLE)?).ok()?.parse().ok()
 }
 
-/// What a process was started with. While it executes another program the kernel shows an empty one for a moment:
-/// taking that for the truth would overlook a VM that is just being launched.
+/// What a process was started with. While it executes another program the kernel shows an empty one for a moment, and
+/// to whoever opened that of the program before: taking that for the truth would overlook a VM that is just being
+/// launched. So an empty one is believed only where the kernel says that it is.
 fn environment(pid: i32) -> Option<Vec<u8>> {
     let deadline = Instant::now() + EXEC_LIMIT;
     loop {
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        if !environment.is_empty() || !executing(pid) || Instant::now() >= deadline {
+        let environment = read_environment(pid).ok()?;
+        if !environment.is_empty() || has_none(pid) || Instant::now() >= deadline {
             return Some(environment);
         }
         thread::sleep(EXEC_POLL);
     }
 }
 
-/// Whether a process has a program but no place for its environment yet (field 51 of proc_pid_stat(5)).
-fn executing(pid: i32) -> bool {
-    let unset = |stat: String| {
+/// With one call to the kernel: between two of them the process may execute another program.
+fn read_environment(pid: i32) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(format!("/proc/{pid}/environ"))?;
+    let mut environment = vec![0; ENVIRONMENT_MAX];
+    let size = file.read(&mut environment)?;
+    environment.truncate(size);
+    Ok(environment)
+}
+
+/// Whether a process has an environment without anything in it, or no program (any more) to have one. Fields 26, 50
+/// and 51 of proc_pid_stat(5) are where its code begins, zero until its environment is in place, and where that begins
+/// and ends.
+fn has_none(pid: i32) -> bool {
+    let is_empty = |stat: String| {
         let (_, fields) = stat.rsplit_once(") ")?;
         let mut fields = fields.trim_end().split(' ');
-        Some(!matches!(fields.next()?, "Z" | "X") && fields.nth(47)? == "0")
+        let is_over = matches!(fields.next()?, "Z" | "X");
+        let (code, begin, end) = (fields.nth(22)?, fields.nth(23)?, fields.next()?);
+        Some(is_over || (code != "0" && begin == end))
     };
     // Threads of the kernel have no program.
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
-        && fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(unset).unwrap_or(false)
+    fs::read_link(format!("/proc/{pid}/exe")).is_err()
+        || fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(is_empty).unwrap_or(true)
 }
 
 fn real_uid(pid: i32) -> Option<u32> {
@@ -362,6 +379,28 @@ mod tests {
         assert!(!found.alive());
         child.wait().unwrap();
         found.kill(Duration::from_secs(5)).await.expect("killing what has ended is fine");
+    }
+
+    #[test]
+    fn a_process_that_executes_one_program_after_the_other_is_never_overlooked() {
+        const PROGRAMS: &str = "3000";
+        let vm = VmId::from_uuid(uuid::Uuid::new_v4());
+        let script = r#"[ "$1" -eq 0 ] || exec sh -c "$0" "$0" $(($1 - 1)); exec sleep 600"#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, script, PROGRAMS]).stdin(Stdio::null());
+        command.env(INSTANCE_VARIABLE, instance()).env(VM_VARIABLE, vm.to_string());
+        let mut child = command.spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        let (mut looks, mut overlooked) = (0, 0);
+        while name().trim() != "sleep" {
+            assert!(child.try_wait().unwrap().is_none(), "it was ended");
+            looks += 1;
+            overlooked += usize::from(owner(pid, &instance()) != Some(vm));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(overlooked, 0, "of {looks} looks");
     }
 
     #[tokio::test]
