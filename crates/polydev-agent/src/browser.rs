@@ -217,6 +217,7 @@ fn policies() -> String {
         "EnableMediaRouter": false,
         "ExtensionInstallBlocklist": ["*"],
         "MetricsReportingEnabled": false,
+        "PasswordLeakDetectionEnabled": false,
         "PasswordManagerEnabled": false,
         "PrintingEnabled": false,
         "PromotionsEnabled": false,
@@ -227,6 +228,7 @@ fn policies() -> String {
         "SyncDisabled": true,
         "TranslateEnabled": false,
         "URLBlocklist": ["file://*"],
+        "UrlKeyedAnonymizedDataCollectionEnabled": false,
         "VideoCaptureAllowed": false
     })
     .to_string()

@@ -219,7 +219,7 @@ fn room(config: &HostConfig) -> Need {
         Ok(free) => (
             free >= reserve.saturating_add(COMFORTABLE_BYTES),
             format!(
-                "{} MiB free for root in {}, {} of which stay free",
+                "{} MiB free in {}, {} of which stay free",
                 free >> 20,
                 config.data_dir.display(),
                 reserve >> 20

@@ -21,12 +21,13 @@ pub(crate) fn check(dir: &Path, bytes: u64, reserve_bytes: u64, what: &str) -> R
     Err(HostError::NoSpace { what: format!("{what} in {}", dir.display()), room: Some(room) })
 }
 
-/// Bytes that are free for root, on the disk of a directory or of its nearest parent that exists.
+/// Bytes that are free on the disk of a directory or of its nearest parent that exists. Blocks that a file system keeps
+/// for root do not count: a VMM in a jail may not use them, nor a controller without privileges.
 pub(crate) fn free(dir: &Path) -> io::Result<u64> {
     let mut dir = dir;
     loop {
         match statvfs(dir) {
-            Ok(disk) => return Ok(disk.f_bfree.saturating_mul(disk.f_frsize)),
+            Ok(disk) => return Ok(disk.f_bavail.saturating_mul(disk.f_frsize)),
             Err(rustix::io::Errno::NOENT) => dir = dir.parent().ok_or(io::ErrorKind::NotFound)?,
             Err(error) => return Err(error.into()),
         }

@@ -55,6 +55,8 @@ impl Suite {
         self.once = prepared.into_iter().filter(|name| !self.goals.contains_key(name)).collect();
         manager.kill()?;
         self.starter.ended(false)?;
+        // It would come again as a second controller when those of the kills die.
+        drop(caller);
         self.kill_preparations()
     }
 

@@ -45,7 +45,7 @@ impl Small {
 
     fn free(&self) -> u64 {
         let disk = statvfs(&self.0).unwrap();
-        disk.f_bfree * disk.f_frsize
+        disk.f_bavail * disk.f_frsize
     }
 }
 
