@@ -14,6 +14,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,8 +32,8 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 /// How long the kernel may take to forget a group's ended processes.
 const EMPTY_LIMIT: Duration = Duration::from_secs(5);
 const EMPTY_POLL: Duration = Duration::from_millis(2);
-/// Attempts to make a group: the one above goes with its last VM, perhaps just then.
-const MAKE_ATTEMPTS: usize = 100;
+/// Held while a group and the one above it are made, or that one is taken away: it goes with its last VM.
+static PARENTS: Mutex<()> = Mutex::new(());
 /// One period of the CPU limit, in microseconds.
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// A CPU weight of 100 in `cpu.shares` of cgroup v1.
@@ -161,8 +162,7 @@ impl Groups {
                     }
                 }
             }
-            // The parent goes with its last VM; until then the kernel refuses.
-            let _ = fs::remove_dir(&parent);
+            remove_parent(&parent);
         }
         Ok(())
     }
@@ -239,9 +239,8 @@ fn support_below(root: &Path) -> Support {
                 }
             }
         }
-        for dir in [&probe, &parent] {
-            let _ = fs::remove_dir(dir);
-        }
+        let _ = fs::remove_dir(&probe);
+        remove_parent(&parent);
     }
     let (present, absent): (Vec<_>, Vec<_>) = Controller::ALL.into_iter().partition(|it| usable.contains(it));
     let names = |all: Vec<Controller>| all.into_iter().map(Controller::name).collect();
@@ -295,13 +294,14 @@ fn remove_tree(group: &Path) -> io::Result<()> {
 
 /// Makes a VM's group and the one above it.
 fn make_group(parent: &Path, group: &Path) -> io::Result<()> {
-    for _ in 1..MAKE_ATTEMPTS {
-        match make_dir(parent).and_then(|()| make_dir(group)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => std::thread::yield_now(),
-            result => return result,
-        }
-    }
+    let _parents = PARENTS.lock().unwrap_or_else(PoisonError::into_inner);
     make_dir(parent).and_then(|()| make_dir(group))
+}
+
+/// The parent goes with its last VM; until then the kernel refuses.
+fn remove_parent(parent: &Path) {
+    let _parents = PARENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = fs::remove_dir(parent);
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

@@ -195,11 +195,14 @@ impl Upstream {
             return None;
         }
         let request = read_head(&mut stream)?;
-        let size = request.split([' ', '/']).nth(2).and_then(|size| size.parse().ok());
-        let body = size.map_or_else(|| CONTENT.as_bytes().to_vec(), |size| vec![b'x'; size]);
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let size = request.split([' ', '/']).nth(2).and_then(|size| size.parse::<u64>().ok());
+        let length = size.unwrap_or(CONTENT.len() as u64);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).ok()?;
-        stream.write_all(&body).ok()
+        match size {
+            Some(size) => std::io::copy(&mut std::io::repeat(b'x').take(size), &mut stream).map(drop).ok(),
+            None => stream.write_all(CONTENT.as_bytes()).ok(),
+        }
     }
 
     /// Who was asked for, and whether that was allowed.
