@@ -99,6 +99,7 @@ impl QemuDriver {
             let saved = self.save_stream(id, dir, &held, &mut qmp).await;
             if let Err(error) = saved {
                 let dropped = self.forget_saved(id);
+                cancel_saving(&mut qmp).await.map_err(failed)?;
                 // A guest that did not get that far runs on; QEMU then answers that there is nothing to do.
                 qmp.run("cont", json!({})).await.map_err(failed)?;
                 dropped?;
@@ -121,6 +122,7 @@ impl QemuDriver {
         if arguments.ends_with(&INCOMING.map(str::to_owned)) {
             arguments.truncate(arguments.len() - INCOMING.len());
         }
+        cancel_saving(qmp).await?;
         snapshot::remove(held)?;
         DirBuilder::new().recursive(true).mode(0o700).create(held)?;
         // QEMU hands the name to a shell; a link of ours needs no quoting.
@@ -132,6 +134,7 @@ impl QemuDriver {
         qmp.run("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH })).await?;
         let uri = format!("exec:umask 077 && cat > {STATE}");
         qmp.run("migrate", json!({ "uri": uri })).await?;
+        failpoint::reach("qemu/hibernate/streaming");
         let streamed = qmp.migrated(STREAM_LIMIT * self.info().slow_factor).await;
         failpoint::reach("qemu/hibernate/streamed");
         if streamed.is_err() && is_full(held) {
@@ -196,13 +199,8 @@ impl QemuDriver {
     async fn let_run(&self, id: VmId, dir: &Path) -> io::Result<bool> {
         let mut qmp = Qmp::connect(&dir.join(QMP), self.watch(id)).await?;
         let mut status = status(&mut qmp).await?;
-        if status == "finish-migrate" || status == "save-vm" {
-            qmp.run("migrate_cancel", json!({})).await?;
-            let deadline = Instant::now() + QUIT_LIMIT;
-            while status == "finish-migrate" && Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                status = self::status(&mut qmp).await?;
-            }
+        if status != "inmigrate" {
+            status = cancel_saving(&mut qmp).await?;
         }
         match status.as_str() {
             "running" => Ok(true),
@@ -290,6 +288,30 @@ fn digest(mut file: &File) -> io::Result<(String, u64)> {
 
 fn qemu_stamp() -> (u64, i64) {
     fs::metadata(PathBuf::from(QEMU_FILE)).map(|file| (file.len(), file.mtime())).unwrap_or_default()
+}
+
+/// Ends a saving that has failed or that an earlier manager began, whatever state the guest is in: it would stop the
+/// guest again once all is written. Answers with the guest's state.
+async fn cancel_saving(qmp: &mut Qmp) -> io::Result<String> {
+    let deadline = Instant::now() + QUIT_LIMIT;
+    loop {
+        let answer = qmp.run("query-migrate", json!({})).await?;
+        let is_over = matches!(
+            answer.get("status").and_then(Value::as_str),
+            None | Some("none" | "completed" | "failed" | "cancelled")
+        );
+        let status = status(qmp).await?;
+        if is_over && status != "finish-migrate" {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "QEMU does not end what it saves"));
+        }
+        if !is_over {
+            qmp.run("migrate_cancel", json!({})).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn status(qmp: &mut Qmp) -> io::Result<String> {
