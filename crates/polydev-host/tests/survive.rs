@@ -104,6 +104,11 @@ async fn after_a_reboot_vms_of_before_are_gone_and_disks_and_those_asleep_on_dis
     assert_eq!(left, HashSet::from([asleep.id, now.id]));
     assert!(!machine.run_dir_of(browser.id) && !machine.run_dir_of(awake.id));
     host.resume(asleep.id).await.unwrap();
+    drop(host);
+    let host = machine.host();
+    host.adopt(asleep.id).await.unwrap();
+    let report = host.reclaim(&HashSet::from([asleep.id, now.id])).await.unwrap();
+    assert!(report.earlier_boot.is_empty() && report.destroyed.is_empty(), "it has run in this boot since");
     let again = host.create(cli("awake")).await.unwrap();
     let wanted = vec![FileGet { path: "kept".to_owned(), optional: false }];
     match again.agent.request(Request::GetFiles { files: wanted }).await.unwrap() {

@@ -313,6 +313,11 @@ impl App {
                     self.store.vm_running(record.id, vm.slot).await?;
                     self.workspaces.adopt(&record.user, vm);
                 }
+                Err(error) if workspaces::may_pass(&error) => {
+                    tracing::warn!(vm.id = %record.id, user = %record.user, %error, "CLI VM is taken up later");
+                    wanted.insert(record.id);
+                    self.workspaces.adopt_uncertain(&record.user, record.id);
+                }
                 Err(error) => {
                     tracing::warn!(vm.id = %record.id, user = %record.user, %error, "CLI VM is lost; its disk is kept");
                 }

@@ -29,8 +29,8 @@ use crate::{
     vault::{RecordName, Vault, VaultError},
 };
 
-pub(crate) use owner::identity;
 use owner::{Ask, Owner, Place, Running};
+pub(crate) use owner::{identity, may_pass};
 pub use uses::InUse;
 
 /// Requests that may wait for one workspace.
@@ -112,6 +112,12 @@ impl Workspaces {
     pub fn adopt_asleep(&self, user: &UserId, id: VmId) {
         let permit = self.parts.slots.occupy();
         self.take_over(user, Place::Asleep { id, permit });
+    }
+
+    /// Takes over a CLI VM that the host cannot say of now whether it runs or sleeps.
+    pub fn adopt_uncertain(&self, user: &UserId, id: VmId) {
+        let permit = self.parts.slots.occupy();
+        self.take_over(user, Place::Uncertain { id, permit });
     }
 
     fn take_over(&self, user: &UserId, place: Place) {

@@ -9,11 +9,8 @@ use polydev_core::{
 };
 use tokio::net::UnixStream;
 
-use super::{Host, LogKind, VmKind, agent_logs};
-use crate::{
-    error::HostError,
-    record::{Phase, VmState},
-};
+use super::{Host, LogKind, VmKind, agent_logs, lifecycle::asleep_or_between};
+use crate::error::HostError;
 
 /// What another process needs to know of a VM to connect to its agent.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -44,16 +41,15 @@ impl Host {
     /// Whoever asks next connects anew.
     pub(crate) async fn hand_over(&self, id: VmId) -> Result<VmFacts, HostError> {
         let inner = &self.inner;
-        let record = inner.record_of(id).ok_or(HostError::NoSuchVm(id))?;
+        inner.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         let cell = inner.cell(id);
         let mut agent = cell.lock().await;
         inner.unpause(id).await?;
-        let driver = inner.driver_of(&record);
-        let between = matches!(record.phase, Phase::Hibernating | Phase::Resuming);
-        let asleep = record.state == VmState::Hibernated || between;
-        if asleep || driver.process(id, &inner.places.vm(id))? != Process::Alive {
+        let record = inner.record_of(id).ok_or(HostError::NoSuchVm(id))?;
+        if asleep_or_between(&record) || !inner.is_settled(&record)? {
             return Err(HostError::NoSuchVm(id));
         }
+        let driver = inner.driver_of(&record);
         // It belongs to this process, whoever owns the connection, and ended with the former one.
         inner.open_gateway(&record).await?;
         inner.watch_end(&record);

@@ -13,7 +13,7 @@ use crate::{
     agent::AgentClient,
     driver::{Driver, Hibernation},
     error::HostError,
-    failpoint,
+    failpoint, process,
     record::{Phase, VmRecord, VmState},
 };
 
@@ -126,6 +126,7 @@ impl Inner {
     pub(super) async fn resume(&self, id: VmId) -> Result<Resumed, HostError> {
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
+        self.unpause(id).await?;
         let record = self.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         if let Some(client) = agent.as_ref().filter(|client| !client.is_closed()) {
             let vm = Vm { id, kind: record.kind, slot: record.slot, agent: client.clone() };
@@ -161,6 +162,7 @@ impl Inner {
             failpoint::reach("resume/woken");
         }
         record.state = VmState::Active;
+        record.boot_id = Some(process::boot_id().to_owned());
         let came_up = self.bring_up(&mut record, identity.clone(), Want::Running, None).await;
         let client = match came_up {
             Err(error @ (HostError::StartFailed { .. } | HostError::AgentSilent { .. })) => {

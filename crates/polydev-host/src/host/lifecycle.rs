@@ -82,9 +82,10 @@ impl Inner {
     }
 
     pub(super) async fn adopt(&self, id: VmId) -> Result<Vm, HostError> {
-        let record = self.record_of(id).ok_or(HostError::NoSuchVm(id))?;
+        self.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
+        let record = self.record_of(id).ok_or(HostError::NoSuchVm(id))?;
         let client = match agent.as_ref().filter(|client| !client.is_closed()) {
             Some(client) => client.clone(),
             None if asleep_or_between(&record) => {
@@ -94,11 +95,7 @@ impl Inner {
             None => {
                 // One that is to be connected to has to answer; it is paused again if it goes on growing.
                 self.unpause(id).await?;
-                let driver = self.driver_of(&record);
-                let dir = self.places.vm(id);
-                // A VM whose agent has not taken its identity, or whose process is another one, is not taken over.
-                let settled = record.phase == Phase::Running && record.process_is_the_one();
-                if !settled || driver.process(id, &dir)? != Process::Alive {
+                if !self.is_settled(&record)? {
                     // Its group stays until it is removed, and with it the reason of its end.
                     return Err(if self.places.groups.ran_out_of_memory(id) {
                         HostError::OutOfMemory { id, memory_mib: record.memory_mib }
@@ -106,6 +103,7 @@ impl Inner {
                         HostError::NoSuchVm(id)
                     });
                 }
+                let driver = self.driver_of(&record);
                 let limit = driver.info().start_limit;
                 let client = self.connect(&**driver, id, limit).await.map_err(|error| match error {
                     AgentError::TimedOut { limit_ms, .. } => HostError::AgentSilent { id, limit_ms },
@@ -118,6 +116,14 @@ impl Inner {
             }
         };
         Ok(Vm { id, kind: record.kind, slot: record.slot, agent: client })
+    }
+
+    /// Whether a VM runs and may be taken over: not one whose agent has not taken its identity, or whose process is
+    /// another one.
+    pub(super) fn is_settled(&self, record: &VmRecord) -> Result<bool, HostError> {
+        let settled = record.phase == Phase::Running && record.process_is_the_one();
+        let process = || self.driver_of(record).process(record.id, &self.places.vm(record.id));
+        Ok(settled && process()? == Process::Alive)
     }
 
     pub(super) async fn destroy(&self, id: VmId, failed: bool) -> Result<(), HostError> {
@@ -496,7 +502,7 @@ impl Inner {
 }
 
 /// Whether a VM does not run, or was being put to sleep or woken when an earlier process ended.
-fn asleep_or_between(record: &VmRecord) -> bool {
+pub(super) fn asleep_or_between(record: &VmRecord) -> bool {
     record.state == VmState::Hibernated || matches!(record.phase, Phase::Hibernating | Phase::Resuming)
 }
 

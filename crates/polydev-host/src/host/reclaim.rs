@@ -149,7 +149,9 @@ impl Inner {
     }
 }
 
-/// Whether a VM cannot be there any more because the machine was started anew. One that sleeps on disk can.
+/// Whether a VM cannot be there any more because the machine was started anew. One that sleeps on disk can, and one that
+/// was being put to sleep.
 fn ended_with_its_boot(record: &VmRecord) -> bool {
-    record.is_of_an_earlier_boot() && record.state != VmState::Hibernated
+    let on_disk = record.state == VmState::Hibernated || record.phase == Phase::Hibernating;
+    record.is_of_an_earlier_boot() && !on_disk
 }

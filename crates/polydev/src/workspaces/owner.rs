@@ -6,8 +6,11 @@
 //!                   │  ▲  └──── Destroy ──────────▶ absent
 //!     idle too long │  │ Ensure, Enter, Resume
 //!                   ▼  │
-//!                  asleep ───── Destroy, or it cannot be woken ──▶ absent
+//!        asleep or uncertain ── Destroy, or it cannot be woken ──▶ absent
 //! ```
+//!
+//! It is uncertain whether a VM runs or sleeps when the host did not say how putting it to sleep ended. Whatever is
+//! asked next finds out.
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
@@ -55,7 +58,15 @@ pub(super) struct Running {
 pub(super) enum Place {
     Absent,
     Running(Running),
-    Asleep { id: VmId, permit: Permit },
+    Asleep {
+        id: VmId,
+        permit: Permit,
+    },
+    /// The host could not say or has no room to wake it; it can later.
+    Uncertain {
+        id: VmId,
+        permit: Permit,
+    },
 }
 
 /// Owns one user's CLI VM.
@@ -78,7 +89,9 @@ impl Owner {
             let gone = async {
                 match &self.place {
                     Place::Running(running) => running.vm.agent.closed().await,
-                    Place::Absent | Place::Asleep { .. } => std::future::pending().await,
+                    Place::Absent | Place::Asleep { .. } | Place::Uncertain { .. } => {
+                        std::future::pending().await
+                    }
                 }
             };
             let bedtime = self.bedtime();
@@ -114,7 +127,7 @@ impl Owner {
         match &self.place {
             Place::Absent => None,
             Place::Running(running) => Some(running.vm.id),
-            Place::Asleep { id, .. } => Some(*id),
+            Place::Asleep { id, .. } | Place::Uncertain { id, .. } => Some(*id),
         }
     }
 
@@ -182,7 +195,7 @@ impl Owner {
         self.resume(vm).await?;
         match &self.place {
             Place::Running(running) => Ok((running.vm.clone(), self.uses.begin())),
-            Place::Absent | Place::Asleep { .. } => Err(WorkspaceError::NotThere),
+            Place::Absent | Place::Asleep { .. } | Place::Uncertain { .. } => Err(WorkspaceError::NotThere),
         }
     }
 
@@ -193,8 +206,8 @@ impl Owner {
         if self.uses.any() {
             return Err(WorkspaceError::InUse);
         }
-        let running = match mem::replace(&mut self.place, Place::Absent) {
-            Place::Running(running) => running,
+        let permit = match mem::replace(&mut self.place, Place::Absent) {
+            Place::Running(Running { permit, .. }) | Place::Uncertain { permit, .. } => permit,
             other => {
                 self.place = other;
                 return Ok(());
@@ -203,7 +216,7 @@ impl Owner {
         match self.parts.machines.hibernate(vm).await {
             Ok(()) => {
                 tracing::info!(vm.id = %vm, user = %self.user, "CLI VM sleeps");
-                self.place = Place::Asleep { id: vm, permit: running.permit };
+                self.place = Place::Asleep { id: vm, permit };
                 self.parts.store.vm_hibernated(vm).await?;
                 Ok(())
             }
@@ -211,11 +224,9 @@ impl Owner {
                 // It runs on, but its connection may have ended.
                 self.not_asleep_before = Instant::now() + SLEEP_AGAIN;
                 match self.parts.machines.adopt(vm).await {
-                    Ok(vm) => self.place = Place::Running(Running { vm, ..running }),
-                    Err(_) => {
-                        self.place = Place::Running(running);
-                        self.lost().await;
-                    }
+                    Ok(vm) => self.place = Place::Running(Running { vm, permit }),
+                    Err(passing) if may_pass(&passing) => self.place = Place::Uncertain { id: vm, permit },
+                    Err(lost) => self.failed(vm, Some(lost.to_string())).await,
                 }
                 Err(error.into())
             }
@@ -228,7 +239,7 @@ impl Owner {
             return Err(WorkspaceError::NotThere);
         }
         let permit = match mem::replace(&mut self.place, Place::Absent) {
-            Place::Asleep { permit, .. } => permit,
+            Place::Asleep { permit, .. } | Place::Uncertain { permit, .. } => permit,
             other => {
                 self.place = other;
                 return Ok(None);
@@ -243,13 +254,8 @@ impl Owner {
                 self.parts.store.vm_running(vm, slot).await?;
                 Ok(resumed.memory_lost)
             }
-            Err(
-                error @ (HostError::NoCapacity { .. }
-                | HostError::NoSpace { .. }
-                | HostError::Unavailable { .. }),
-            ) => {
-                // It sleeps on until there is room.
-                self.place = Place::Asleep { id: vm, permit };
+            Err(error) if may_pass(&error) => {
+                self.place = Place::Uncertain { id: vm, permit };
                 Err(error.into())
             }
             Err(error) => {
@@ -265,7 +271,9 @@ impl Owner {
     fn bedtime(&self) -> Option<Instant> {
         let after = self.parts.hibernate_after?;
         match &self.place {
-            Place::Running(_) => Some((self.uses.last() + after).max(self.not_asleep_before)),
+            Place::Running(_) | Place::Uncertain { .. } => {
+                Some((self.uses.last() + after).max(self.not_asleep_before))
+            }
             Place::Absent | Place::Asleep { .. } => None,
         }
     }
@@ -290,7 +298,9 @@ impl Owner {
             return Ok(());
         }
         let permit = match mem::replace(&mut self.place, Place::Absent) {
-            Place::Running(Running { permit, .. }) | Place::Asleep { permit, .. } => permit,
+            Place::Running(Running { permit, .. })
+            | Place::Asleep { permit, .. }
+            | Place::Uncertain { permit, .. } => permit,
             Place::Absent => return Ok(()),
         };
         self.parts.store.vm_failed(vm).await?;
@@ -305,14 +315,23 @@ impl Owner {
 
     async fn lost(&mut self) {
         let Place::Running(running) = mem::replace(&mut self.place, Place::Absent) else { return };
-        let id = running.vm.id;
         let reason = running.vm.agent.end().await.map(|end| end.to_string());
+        self.failed(running.vm.id, reason).await;
+    }
+
+    /// Has what is left of a VM that is no more removed.
+    async fn failed(&self, id: VmId, reason: Option<String>) {
         tracing::warn!(vm.id = %id, user = %self.user, reason, "CLI VM ended by itself");
         if let Err(error) = self.parts.store.vm_failed(id).await {
             tracing::error!(vm.id = %id, %error, "lost CLI VM could not be noted");
         }
         self.parts.cleaner.destroy_later(id).await;
     }
+}
+
+/// Whether a VM is as it was, and may be reached or woken later: the host is away, or has no room now.
+pub(crate) fn may_pass(error: &HostError) -> bool {
+    matches!(error, HostError::NoCapacity { .. } | HostError::NoSpace { .. } | HostError::Unavailable { .. })
 }
 
 /// An identity for a VM; clock and entropy are filled in by the host when it is handed over.

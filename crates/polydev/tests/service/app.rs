@@ -28,11 +28,13 @@ use polydev_core::{
         files::FileBytes,
     },
 };
-use polydev_host::{AgentClient, Host, HostConfig, driver::fake::FakeDriver};
+use polydev_host::{AgentClient, Capacity, Host, HostConfig, driver::fake::FakeDriver};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
+
+use crate::host_apart::HostApart;
 
 /// Nothing that a test waits for takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -103,10 +105,13 @@ pub(crate) struct Builder {
     dir: Option<TempDir>,
     driver: FakeDriver,
     image_missing: bool,
+    host_apart: bool,
+    capacity: Option<Capacity>,
 }
 
 /// What the process of a controller made.
 struct Started {
+    host: Option<HostApart>,
     app: Arc<App>,
     router: Router,
     driver: FakeDriver,
@@ -118,6 +123,8 @@ struct Started {
 /// A running controller.
 pub(crate) struct TestApp {
     pub(crate) app: Arc<App>,
+    /// Where it is a process of its own.
+    pub(crate) host: Option<HostApart>,
     pub(crate) driver: FakeDriver,
     pub(crate) token: String,
     process: Process,
@@ -185,6 +192,8 @@ impl TestApp {
             dir: None,
             driver: FakeDriver::on_this_runtime(),
             image_missing: false,
+            host_apart: false,
+            capacity: None,
         }
     }
 
@@ -330,9 +339,9 @@ impl TestApp {
 
     /// As after SIGKILL: nothing is told, everything of the controller stops and is dropped; machine and files stay.
     pub(crate) async fn crash(self) -> Builder {
-        let Self { app, router, process, driver, dir, slots, token: _ } = self;
+        let Self { app, router, process, driver, dir, slots, token: _, host } = self;
         process.kill().await;
-        drop((app, router));
+        drop((app, router, host));
         Builder {
             slots,
             flags: Vec::new(),
@@ -340,6 +349,8 @@ impl TestApp {
             dir: Some(dir),
             driver,
             image_missing: false,
+            host_apart: false,
+            capacity: None,
         }
     }
 
@@ -365,6 +376,19 @@ impl Builder {
         self
     }
 
+    /// A host that is a process of its own.
+    pub(crate) fn with_host_apart(mut self) -> Self {
+        self.host_apart = true;
+        self
+    }
+
+    /// A machine whose memory is taken.
+    pub(crate) fn without_room(mut self) -> Self {
+        let reserve_mib = u64::MAX >> 20;
+        self.capacity = Some(Capacity { reserve_mib, browser_mib: 1, cli_mib: 1, vcpus_per_core: 1000 });
+        self
+    }
+
     pub(crate) fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         change(&mut self.limits);
         self
@@ -372,12 +396,12 @@ impl Builder {
 
     pub(crate) async fn start(self) -> TestApp {
         let process = Process::start();
-        let Started { app, router, driver, token, slots, dir } = process.run(self.start_here()).await;
-        TestApp { app, driver, token, process, router, slots, dir }
+        let Started { app, router, driver, token, slots, dir, host } = process.run(self.start_here()).await;
+        TestApp { app, driver, token, process, router, slots, dir, host }
     }
 
     async fn start_here(self) -> Started {
-        let Self { slots, flags, limits, dir, driver, image_missing } = self;
+        let Self { slots, flags, limits, dir, driver, image_missing, host_apart, capacity } = self;
         let dir = dir.unwrap_or_else(|| TempDir::new().unwrap());
         let place = |name: &str| dir.path().join(name);
         let any_port = "127.0.0.1:0".to_owned();
@@ -414,11 +438,14 @@ impl Builder {
             keep_failed: config.vms.keep_failed,
             network: config.vms.network,
             egress_limits: polydev_host::EgressLimits::default(),
-            capacity: None,
+            capacity,
             resources: config.vms.resources,
             firecracker: config.vms.firecracker.clone(),
         };
-        let machines: Arc<dyn Machines> = if image_missing {
+        let apart = host_apart.then(|| HostApart::start(host.clone(), driver.clone()));
+        let machines: Arc<dyn Machines> = if let Some(apart) = &apart {
+            Arc::new(apart.connect(Arc::clone(&egress) as _).await)
+        } else if image_missing {
             let error = Host::open(host, Arc::clone(&egress) as _).await.err().expect("there is no image");
             Arc::new(Unavailable::because(error, usize::from(slots)).unwrap())
         } else {
@@ -444,7 +471,7 @@ impl Builder {
         });
         app.recover().await.unwrap();
         let token = std::fs::read_to_string(token_file).unwrap().trim().to_owned();
-        Started { router: api::router(Arc::clone(&app)), app, driver, token, slots, dir }
+        Started { router: api::router(Arc::clone(&app)), app, driver, token, slots, dir, host: apart }
     }
 }
 

@@ -8,6 +8,7 @@ mod desktop_lane;
 mod desktop_slow;
 mod egress;
 mod faults;
+mod host_apart;
 mod logged;
 mod openapi;
 mod paused;

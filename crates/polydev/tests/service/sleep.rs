@@ -129,3 +129,41 @@ async fn workspaces_that_sleep_do_so_through_a_crash_and_wake_for_a_credential()
     );
     assert_eq!(state(&app, &vm).await, "running");
 }
+
+#[tokio::test]
+async fn a_workspace_that_the_host_has_no_room_for_after_a_crash_sleeps_on() {
+    let app = TestApp::start().await;
+    let id = workspace(&app).await;
+    let vm: VmId = id.parse().unwrap();
+    let (running, in_use) = app.app.workspaces.ensure(&"alice".parse().unwrap()).await.unwrap();
+    let (slot, agent) = (running.slot, app.driver.agent(vm).unwrap());
+    drop((running, in_use));
+    app.call("POST", &format!("/api/vms/{id}/hibernate"), None).await;
+    // As if the controller had ended before it heard that the VM sleeps.
+    app.app.store.vm_running(vm, slot).await.unwrap();
+    let app = app.crash().await.without_room().start().await;
+    let refused = app.call("POST", "/api/vms", Some(json!({ "userId": "alice" }))).await;
+    assert_eq!(refused.code(), "no_capacity", "{}", refused.text);
+    let app = app.crash().await.start().await;
+    assert_eq!(workspace(&app).await, id);
+    assert!(std::sync::Arc::ptr_eq(&agent, &app.driver.agent(vm).unwrap()), "what ran in it still does");
+}
+
+#[tokio::test]
+async fn a_workspace_whose_host_goes_away_while_it_falls_asleep_is_there_again_with_it() {
+    let mut app = TestApp::builder().with_host_apart().start().await;
+    let id = workspace(&app).await;
+    let vm: VmId = id.parse().unwrap();
+    let agent = app.driver.agent(vm).unwrap();
+    app.host.as_mut().unwrap().kill().await;
+    let refused = app.call("POST", &format!("/api/vms/{id}/hibernate"), None).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{}", refused.text);
+    app.host.as_mut().unwrap().start_again();
+    let found = until("the workspace is there", async || {
+        let answer = app.call("POST", "/api/vms", Some(json!({ "userId": "alice" }))).await;
+        (answer.status == StatusCode::OK).then(|| answer.json()["id"].as_str().unwrap().to_owned())
+    })
+    .await;
+    assert_eq!(found, id);
+    assert!(std::sync::Arc::ptr_eq(&agent, &app.driver.agent(vm).unwrap()), "what ran in it still does");
+}
