@@ -414,8 +414,8 @@ impl Host {
         HostFigures {
             vms: self.usage(),
             starts: self.inner.phases.figures(),
-            disk_free_bytes: space::free(&self.inner.places.data).unwrap_or(0),
-            disk_reserve_bytes: self.inner.places.resources.disk_reserve_bytes,
+            disk_free_bytes: space::free(&self.inner.places.data).ok(),
+            disk_reserve_bytes: Some(self.inner.places.resources.disk_reserve_bytes),
         }
     }
 

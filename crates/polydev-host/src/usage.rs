@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 pub use self::phases::PhaseFigures;
-pub(crate) use self::phases::Phases;
+pub(crate) use self::phases::{Phases, Start, Watch};
 use crate::{
     driver::{
         Places,
@@ -88,13 +88,13 @@ pub struct BalloonUsage {
 pub struct HostFigures {
     /// VMs as they were when they were looked at last.
     pub vms: Vec<(VmId, VmUsage)>,
-    /// How long starts took, by kind and phase.
+    /// How long starts took, by kind, start and phase.
     pub starts: Vec<PhaseFigures>,
-    /// Free on the disk of the data directory.
-    pub disk_free_bytes: u64,
+    /// Free on the disk of the data directory; `None` where the host cannot say.
+    pub disk_free_bytes: Option<u64>,
     /// With less than this free no VM starts; with a quarter of it, workspaces that grow are paused.
     #[serde(default)]
-    pub disk_reserve_bytes: u64,
+    pub disk_reserve_bytes: Option<u64>,
 }
 
 /// The latest sample.

@@ -15,6 +15,7 @@ use crate::{
     error::HostError,
     failpoint, process,
     record::{Phase, VmRecord, VmState},
+    usage::Start,
 };
 
 /// A VM that was asked to go on.
@@ -86,7 +87,8 @@ impl Inner {
                         // It runs on as it is, once its agent is told again who it is: it holds everything still.
                         self.note_phase(&mut record, Phase::Running)?;
                         if let Some(identity) = record.identity.clone() {
-                            match self.bring_up(&mut record, identity, Want::Running, None).await {
+                            let watch = &mut self.phases.watch(&record.kind, Start::Woken);
+                            match self.bring_up(&mut record, identity, Want::Running, None, watch).await {
                                 Ok(client) => *agent = Some(client),
                                 Err(error) => {
                                     tracing::warn!(vm.id = %id, %error, "VM that was not put to sleep is not answered yet");
@@ -140,6 +142,7 @@ impl Inner {
     /// Brings a VM up that sleeps, or that was being put to sleep or woken when an earlier process ended.
     pub(super) async fn wake(&self, record: &VmRecord) -> Result<(AgentClient, Option<String>), HostError> {
         let (began, id) = (Instant::now(), record.id);
+        let mut watch = self.phases.watch(&record.kind, Start::Woken);
         let identity = record.identity.clone().ok_or(HostError::NotHibernatable { id })?;
         let driver = Arc::clone(self.driver_of(record));
         let dir = self.places.vm(id);
@@ -157,20 +160,21 @@ impl Inner {
             failpoint::reach("resume/before-record");
             self.note_phase(&mut record, Phase::Resuming)?;
             failpoint::reach("resume/recorded");
+            watch.enter("wake");
             self.keep_network(&record).await?;
             memory_lost = self.let_go_on(&*driver, &record, &dir).await?;
             failpoint::reach("resume/woken");
         }
         record.state = VmState::Active;
         record.boot_id = Some(process::boot_id().to_owned());
-        let came_up = self.bring_up(&mut record, identity.clone(), Want::Running, None).await;
+        let came_up = self.bring_up(&mut record, identity.clone(), Want::Running, None, &mut watch).await;
         let client = match came_up {
             Err(error @ (HostError::StartFailed { .. } | HostError::AgentSilent { .. })) => {
                 let reason = error.to_string();
                 tracing::error!(vm.id = %id, reason, "hibernated VM does not go on; it starts anew from its disk");
                 self.clear(&*driver, id, &dir).await?;
                 memory_lost = Some(reason);
-                self.bring_up(&mut record, identity, Want::Running, None).await?
+                self.bring_up(&mut record, identity, Want::Running, None, &mut watch).await?
             }
             other => other?,
         };

@@ -23,6 +23,7 @@ use crate::{
     error::HostError,
     failpoint, logs, mounts, process,
     record::{self, Phase, VmRecord, VmState},
+    usage::{Start, Watch},
 };
 
 /// Bytes of randomness handed to each VM.
@@ -42,6 +43,7 @@ impl Inner {
     pub(super) async fn create(&self, create: CreateVm) -> Result<Vm, HostError> {
         let began = Instant::now();
         let id = create.id;
+        let mut watch = self.phases.watch(&create.kind, Start::New);
         self.must_take_vms()?;
         if let Some(vm) = self.claim(&create).await? {
             return Ok(vm);
@@ -63,7 +65,7 @@ impl Inner {
                 return Err(error);
             }
         };
-        match self.bring_up(&mut record, create.identity, Want::Running, None).await {
+        match self.bring_up(&mut record, create.identity, Want::Running, None, &mut watch).await {
             Ok(client) => {
                 *agent = Some(client.clone());
                 tracing::info!(
@@ -207,13 +209,13 @@ impl Inner {
         identity: Identity,
         want: Want,
         desktop_px: Option<(u16, u16)>,
+        watch: &mut Watch<'_>,
     ) -> Result<AgentClient, HostError> {
         let id = record.id;
         let driver = Arc::clone(self.driver_of(record));
         let dir = self.places.vm(id);
         let mut client: Option<AgentClient> = None;
         let mut link = Link::Down;
-        let mut watch = self.phases.watch(&record.kind);
         loop {
             let seen = self.look(&*driver, id, &dir, link)?;
             match watch.step(next_step(want, &seen)) {

@@ -42,6 +42,7 @@ use crate::{
     error::HostError,
     failpoint,
     record::{Phase, VmRecord, VmState},
+    usage::Start,
 };
 
 /// How long a desktop may take to show its first picture, at native speed.
@@ -136,6 +137,7 @@ impl Inner {
     /// made. A warm VM that does not take its identity is removed, and then made anew.
     pub(super) async fn claim(&self, create: &CreateVm) -> Result<Option<Vm>, HostError> {
         let (began, id) = (Instant::now(), create.id);
+        let mut watch = self.phases.watch(&create.kind, Start::Claimed);
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
         let record = self.records.read(id).filter(|record| record.state == VmState::Warm);
@@ -143,12 +145,14 @@ impl Inner {
         let fits = record.kind == create.kind
             && (record.vcpus, record.memory_mib) == (create.vcpus, create.memory_mib);
         let client = self.pool.take(id).filter(|client| fits && !client.is_closed());
+        watch.enter("claim");
         let handed_over = match &client {
             Some(client) => self.hand_identity(client, &mut record, &create.identity).await,
             None => Err(HostError::NoSuchVm(id)),
         };
         match (client, handed_over) {
             (Some(client), Ok(())) => {
+                watch.step(None);
                 *agent = Some(client.clone());
                 tracing::info!(
                     vm.id = %id, slot = record.slot.index(), driver = record.driver,
@@ -224,6 +228,7 @@ impl Inner {
     /// Makes a warm VM, or takes one over.
     async fn warm_up(&self, id: VmId, plan: WarmPlan, found: bool) -> Result<(), HostError> {
         let began = Instant::now();
+        let mut watch = self.phases.watch(&VmKind::Browser, Start::Ahead);
         let cell = self.cell(id);
         let mut agent = cell.lock().await;
         if !self.pool.is_being_made(id) {
@@ -243,7 +248,9 @@ impl Inner {
         };
         let result = match begun {
             Err(error) => Err(error),
-            Ok(mut record) => self.bring_up(&mut record, create.identity, Want::Warm, Some(desktop_px)).await,
+            Ok(mut record) => {
+                self.bring_up(&mut record, create.identity, Want::Warm, Some(desktop_px), &mut watch).await
+            }
         };
         match result {
             Ok(client) => {

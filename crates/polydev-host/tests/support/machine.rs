@@ -204,3 +204,10 @@ fn config(kind: &Kind, dir: &Path) -> HostConfig {
         firecracker: Default::default(),
     }
 }
+
+/// How many starts of this sort had this phase.
+pub(crate) fn starts(host: &Host, start: &str, phase: &str) -> u64 {
+    let all = host.figures().starts;
+    let found = all.iter().filter(|it| it.start == start && it.phase == phase);
+    found.flat_map(|it| &it.buckets).map(|(_, count)| count).sum()
+}

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::{
     leftovers,
-    machine::{Kind, Machine, browser, cli, new_id, run},
+    machine::{Kind, Machine, browser, cli, new_id, run, starts},
 };
 
 fn someone() -> UserId {
@@ -63,6 +63,7 @@ pub(crate) async fn a_vm_that_slept_goes_on_with_its_shell_and_scrollback(kind: 
             shows(&machine, &mut pty, &format!("{round}-alive\r\n")).await;
         }
     }
+    assert_eq!((starts(&host, "new", "total"), starts(&host, "woken", "wake")), (1, 2));
     host.destroy(id).await.unwrap();
     drop((vm, host));
     machine.assert_nothing_left();

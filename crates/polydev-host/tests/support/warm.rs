@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     leftovers,
-    machine::{Kind, Machine, browser, cli, identity, new_id, run},
+    machine::{Kind, Machine, browser, cli, identity, new_id, run, starts},
 };
 
 const DESKTOP: (u16, u16) = (1280, 800);
@@ -117,6 +117,11 @@ pub(crate) async fn a_warm_vm_is_painted_and_takes_its_name_when_it_is_drawn(kin
         leftovers::assert_none("VM", || leftovers::of_vm(&id.to_string()));
     }
     warm(&host, 2).await;
+    assert_eq!(["claim", "total"].map(|phase| starts(&host, "claimed", phase)), [2, 2]);
+    assert!(
+        starts(&host, "ahead", "paint") >= 4 && starts(&host, "new", "total") == 0,
+        "nobody waited for these"
+    );
     drain(&host).await;
     drop(host);
     machine.assert_nothing_left();

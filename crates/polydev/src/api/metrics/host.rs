@@ -91,6 +91,7 @@ impl Collector for Shown {
             ("disk_free", "Free on the disk of the data directory", self.0.disk_free_bytes),
             ("disk_reserve", "With less free no VM starts", self.0.disk_reserve_bytes),
         ] {
+            let Some(bytes) = bytes else { continue };
             let family = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
             ConstGauge::new(float(bytes)).encode(family)?;
         }
@@ -108,7 +109,8 @@ fn encode_start(
     start: &PhaseFigures,
     family: &mut prometheus_client::encoding::MetricEncoder<'_>,
 ) -> Result<(), fmt::Error> {
-    let labels = [("kind", start.kind.as_str()), ("phase", start.phase.as_str())];
+    let labels =
+        [("kind", start.kind.as_str()), ("start", start.start.as_str()), ("phase", start.phase.as_str())];
     let count = start.buckets.iter().map(|(_, count)| count).sum();
     let buckets: Vec<(f64, u64)> =
         start.buckets.iter().map(|(bound, count)| (bound.unwrap_or(f64::INFINITY), *count)).collect();
@@ -150,6 +152,7 @@ mod tests {
         };
         let start = PhaseFigures {
             kind: "cli".to_owned(),
+            start: "woken".to_owned(),
             phase: "total".to_owned(),
             sum_s: 2.5,
             buckets: vec![(Some(1.0), 1), (None, 2)],
@@ -157,8 +160,8 @@ mod tests {
         let figures = HostFigures {
             vms: vec![(id, usage)],
             starts: vec![start],
-            disk_free_bytes: 9,
-            disk_reserve_bytes: 5,
+            disk_free_bytes: Some(9),
+            disk_reserve_bytes: Some(5),
         };
         let mut registry = Registry::with_prefix("polydev");
         registry.register_collector(Box::new(Shown(figures)));
@@ -174,9 +177,11 @@ mod tests {
             "polydev_disk_free_bytes 9".to_owned(),
             "polydev_disk_reserve_bytes 5".to_owned(),
             format!("polydev_vm_paused{{vm=\"{id}\",kind=\"cli\"}} 0"),
-            "polydev_vm_start_seconds_bucket{le=\"1.0\",kind=\"cli\",phase=\"total\"} 1".to_owned(),
-            "polydev_vm_start_seconds_bucket{le=\"+Inf\",kind=\"cli\",phase=\"total\"} 3".to_owned(),
-            "polydev_vm_start_seconds_count{kind=\"cli\",phase=\"total\"} 3".to_owned(),
+            "polydev_vm_start_seconds_bucket{le=\"1.0\",kind=\"cli\",start=\"woken\",phase=\"total\"} 1"
+                .to_owned(),
+            "polydev_vm_start_seconds_bucket{le=\"+Inf\",kind=\"cli\",start=\"woken\",phase=\"total\"} 3"
+                .to_owned(),
+            "polydev_vm_start_seconds_count{kind=\"cli\",start=\"woken\",phase=\"total\"} 3".to_owned(),
         ] {
             assert!(
                 text.lines().any(|it| it.strip_suffix(".0").unwrap_or(it) == line),
