@@ -90,7 +90,7 @@ impl Stage {
         role: Role,
         egress: Arc<dyn EgressHandler>,
     ) -> Result<RemoteHost, HostError> {
-        let options = RemoteOptions { socket: self.socket.clone(), role };
+        let options = RemoteOptions { socket: self.socket.clone(), role, egress_limits: Default::default() };
         RemoteHost::connect(options, egress, Duration::from_secs(2)).await
     }
 }

@@ -175,7 +175,7 @@ pub(crate) fn host_config(config: &Config) -> HostConfig {
         keep_failed: config.vms.keep_failed,
         capacity: Some(config.vms.capacity),
         network: config.vms.network,
-        egress_limits: polydev_host::EgressLimits::default(),
+        egress_limits: config.vms.egress_limits,
         resources: config.vms.resources,
         firecracker: config.vms.firecracker.clone(),
     }
@@ -335,7 +335,11 @@ fn keep_little(connection: &TcpStream) -> io::Result<()> {
 async fn connect_host(config: &Config, egress: &Arc<Egress>) -> Result<Option<RemoteHost>, ServeError> {
     let Some(socket) = config.host.socket.clone() else { return Ok(None) };
     tracing::info!(socket = %socket.display(), "waiting for the host process");
-    let options = RemoteOptions { socket, role: Role::Controller { take_over: false } };
+    let options = RemoteOptions {
+        socket,
+        role: Role::Controller { take_over: false },
+        egress_limits: config.vms.egress_limits,
+    };
     Ok(Some(RemoteHost::connect(options, Arc::clone(egress) as _, HOST_LIMIT).await?))
 }
 

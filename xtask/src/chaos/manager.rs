@@ -100,6 +100,7 @@ impl Starter {
                 let options = RemoteOptions {
                     socket: self.places.socket(),
                     role: Role::Controller { take_over: false },
+                    egress_limits: Default::default(),
                 };
                 let connecting =
                     self.runtime.spawn(RemoteHost::connect(options, Arc::new(NoEgress), READY_LIMIT));

@@ -44,6 +44,8 @@ pub struct RemoteOptions {
     pub socket: PathBuf,
     /// What this program is.
     pub role: Role,
+    /// What each VM may take of the machine's own connection where its traffic comes by its agent's.
+    pub egress_limits: EgressLimits,
 }
 
 /// Handle to a host in another process; clones share it. VMs and their agents' connections outlive that process.
@@ -68,6 +70,7 @@ impl RemoteHost {
         limit: Duration,
     ) -> Result<Self, HostError> {
         let core = Arc::new(Core::new(egress));
+        let accounts = Arc::new(Accounts::new(options.egress_limits));
         let agents = Arc::new(Agents::default());
         let keeping = link::keep_up(Arc::clone(&core), Arc::downgrade(&agents), options);
         let keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
@@ -76,7 +79,6 @@ impl RemoteHost {
             Arc::downgrade(&agents),
         )));
         core.first(limit).await?;
-        let accounts = Arc::new(Accounts::new(EgressLimits::default()));
         Ok(Self { core, agents, accounts, _tasks: Arc::new([keeping, tending]) })
     }
 

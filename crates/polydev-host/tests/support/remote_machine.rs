@@ -46,7 +46,11 @@ impl Machine {
         let host = self.0.host_with(Arc::new(lease.egress())).await;
         let stop = CancellationToken::new();
         let process = tokio::spawn(server.run(host, stop.clone()));
-        let options = RemoteOptions { socket, role: Role::Controller { take_over: false } };
+        let options = RemoteOptions {
+            socket,
+            role: Role::Controller { take_over: false },
+            egress_limits: Default::default(),
+        };
         let remote = RemoteHost::connect(options, Arc::new(NoEgress), PATIENCE).await.unwrap();
         Controller { remote, stop, _process: process }
     }

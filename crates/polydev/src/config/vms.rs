@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use polydev_core::ids::Slot;
-use polydev_host::{Capacity, DriverChoice, FirecrackerConfig, NetworkChoice, Resources};
+use polydev_host::{Capacity, DriverChoice, EgressLimits, FirecrackerConfig, NetworkChoice, Resources};
 
 use super::Settings;
 
@@ -19,6 +19,9 @@ const DESKTOP_SIZE: (u16, u16) = (1280, 800);
 const HIBERNATE_AFTER_S: u64 = 15 * 60;
 /// What a VM was seen to take: a browser with a page open (container: 0.5 GiB, restored under QEMU: 0.7 GiB), a shell.
 const CAPACITY: Capacity = Capacity { reserve_mib: 512, browser_mib: 768, cli_mib: 256, vcpus_per_core: 32 };
+
+/// For so many seconds' worth, connections may come at once.
+const CONNECTIONS_BURST_S: u64 = 4;
 
 /// Size of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +80,8 @@ pub struct VmsConfig {
     pub network: NetworkChoice,
     /// What they may take of the machine.
     pub resources: Resources,
+    /// What each may take of the machine's own connection.
+    pub egress_limits: EgressLimits,
     /// Programs, users and rates of the driver `firecracker`.
     pub firecracker: FirecrackerConfig,
 }
@@ -120,6 +125,7 @@ impl VmsConfig {
             capacity,
             network: settings.get("network", Network(NetworkChoice::default())).0,
             resources: resources(settings),
+            egress_limits: egress_limits(settings),
             firecracker: firecracker(settings),
         }
     }
@@ -170,14 +176,7 @@ fn firecracker(settings: &mut Settings) -> FirecrackerConfig {
 
 fn resources(settings: &mut Settings) -> Resources {
     let default = Resources::default();
-    let mut number = |name: &'static str, default: u32, floor: u32, top: u32| {
-        let value = settings.get(name, default);
-        if !(floor..=top).contains(&value) {
-            settings.reject(name, format!("must be {floor} to {top}"));
-        }
-        value
-    };
-    let mib = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    let mut number = |name, default, floor, top| number(settings, name, default, floor..=top);
     Resources {
         cpu_percent: number("vm_cpu_percent", default.cpu_percent, 10, 100),
         cpu_weight: number("vm_cpu_weight", default.cpu_weight, 1, 10_000),
@@ -192,6 +191,40 @@ fn resources(settings: &mut Settings) -> Resources {
             1 << 24,
         )) << 20,
     }
+}
+
+/// What one VM may take of the machine's own connection.
+fn egress_limits(settings: &mut Settings) -> EgressLimits {
+    let default = EgressLimits::default();
+    let mut number = |name, default, floor, top| number(settings, name, default, floor..=top);
+    let at_once = number("vm_egress_connections", 256, 1, 4096);
+    let per_second = u64::from(number("vm_egress_connections_per_second", 50, 0, 1 << 16));
+    let mib_per_second = number("vm_egress_mib_per_second", mib(default.bytes_per_second), 0, 1 << 20);
+    EgressLimits {
+        connections: at_once as usize,
+        half_open: default.half_open.min(at_once as usize),
+        connections_per_second: per_second,
+        connections_burst: per_second * CONNECTIONS_BURST_S,
+        bytes_per_second: u64::from(mib_per_second) << 20,
+        ..default
+    }
+}
+
+fn number(
+    settings: &mut Settings,
+    name: &'static str,
+    default: u32,
+    allowed: std::ops::RangeInclusive<u32>,
+) -> u32 {
+    let value = settings.get(name, default);
+    if !allowed.contains(&value) {
+        settings.reject(name, format!("must be {} to {}", allowed.start(), allowed.end()));
+    }
+    value
+}
+
+fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
 struct Network(NetworkChoice);

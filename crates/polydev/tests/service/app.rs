@@ -437,7 +437,7 @@ impl Builder {
             log_vms_max: 20,
             keep_failed: config.vms.keep_failed,
             network: config.vms.network,
-            egress_limits: polydev_host::EgressLimits::default(),
+            egress_limits: config.vms.egress_limits,
             capacity,
             resources: config.vms.resources,
             firecracker: config.vms.firecracker.clone(),

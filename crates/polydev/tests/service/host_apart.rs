@@ -39,8 +39,11 @@ impl HostApart {
     }
 
     pub(crate) async fn connect(&self, egress: Arc<dyn EgressHandler>) -> RemoteHost {
-        let options =
-            RemoteOptions { socket: self.socket.clone(), role: Role::Controller { take_over: false } };
+        let options = RemoteOptions {
+            socket: self.socket.clone(),
+            role: Role::Controller { take_over: false },
+            egress_limits: self.config.egress_limits,
+        };
         RemoteHost::connect(options, egress, CONNECT_LIMIT).await.unwrap()
     }
 
