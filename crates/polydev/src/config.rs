@@ -174,7 +174,8 @@ mod tests {
     fn what_a_vm_may_take_of_the_connection_is_as_documented_unless_it_is_set() {
         let default = load("", &[], &[]).unwrap().vms.egress_limits;
         assert_eq!(default, polydev_host::EgressLimits::default());
-        let file = "[vms]\negress_connections = 8\negress_connections_per_second = 2\negress_mib_per_second = 0\n";
+        let file =
+            "[vms]\negress_connections = 8\negress_connections_per_second = 2\negress_mib_per_second = 0\n";
         let set = load(file, &[], &[]).unwrap().vms.egress_limits;
         assert_eq!((set.connections, set.half_open), (8, 8));
         assert_eq!((set.connections_per_second, set.connections_burst, set.bytes_per_second), (2, 8, 0));

@@ -3,7 +3,11 @@
 pub(super) mod http_connect;
 mod socks5;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use polydev_host::EgressRefused;
 use socket2::{SockRef, TcpKeepalive};
@@ -31,7 +35,7 @@ pub(super) enum DialError {
     #[error("the name does not resolve")]
     Unknown,
     /// It resolves to what must not be reached.
-    #[error("the name leads to an address that is not public")]
+    #[error("the name leads to an address that is not public, or is this machine's")]
     Inside,
     /// Nobody listens, no way there.
     #[error("it cannot be connected to: {0}")]
@@ -130,7 +134,16 @@ pub(super) fn tune(stream: &TcpStream) {
 
 /// One inner address among public ones is a sign of rebinding: all are refused then.
 fn judge(found: &[SocketAddr]) -> Result<(), DialError> {
-    if found.iter().all(|address| is_public(address.ip())) { Ok(()) } else { Err(DialError::Inside) }
+    let outside = |address: &SocketAddr| is_public(address.ip()) && !is_own(address.ip());
+    if found.iter().all(outside) { Ok(()) } else { Err(DialError::Inside) }
+}
+
+/// Whether an address is this machine's, however public. The kernel binds to none but its own, unless it was told to.
+fn is_own(address: IpAddr) -> bool {
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let lax = || fs::read_to_string(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
+    let listed = || if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|one| one.ip() == address));
+    UdpSocket::bind((address, 0)).is_ok() && (lax().is_ok_and(|lax| lax.trim() == "0") || listed())
 }
 
 enum Unresolved {
@@ -195,6 +208,58 @@ mod tests {
         {
             let refused = direct(&Target::parse(host).unwrap(), port).await.unwrap_err();
             assert!(matches!(refused, DialError::Inside), "{host}: {refused}");
+        }
+    }
+
+    /// Runs the named test again in a network namespace of its own; true in there, and where none can be made.
+    fn in_own_namespace(test: &str) -> bool {
+        const INNER: &str = "POLYDEV_TEST_IN_NAMESPACE";
+        if std::env::var_os(INNER).is_some() {
+            return true;
+        }
+        let mut again = std::process::Command::new("unshare");
+        again.arg("--net").arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+        assert!(again.env(INNER, "1").status().unwrap().success(), "see above");
+        false
+    }
+
+    #[tokio::test]
+    async fn this_machine_is_not_reached_by_its_public_addresses_either() {
+        const TEST: &str = "egress::dial::tests::this_machine_is_not_reached_by_its_public_addresses_either";
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return;
+        }
+        if !in_own_namespace(TEST) {
+            return;
+        }
+        for words in [
+            "link set lo up",
+            "link add outside type veth peer name beyond",
+            "link set outside up",
+            "address add 93.184.216.34/24 dev outside",
+            "address add 93.184.216.35/24 dev outside",
+            "address add 2606:2800:220:1::34/64 dev outside nodad",
+        ] {
+            assert!(std::process::Command::new("ip").args(words.split(' ')).status().unwrap().success());
+        }
+        let service = tokio::net::TcpListener::bind("[::]:0").await.unwrap();
+        let port = service.local_addr().unwrap().port();
+        for own in ["93.184.216.34", "93.184.216.35", "2606:2800:220:1::34"] {
+            TcpStream::connect((own, port)).await.expect("the service is there");
+            let refused = direct(&Target::parse(own).unwrap(), port).await.unwrap_err();
+            assert!(matches!(refused, DialError::Inside), "{own}: {refused}");
+        }
+        for lax in ["0", "1"] {
+            std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", lax).unwrap();
+            std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", lax).unwrap();
+            let judged = |text: &str| judge(&[SocketAddr::new(text.parse().unwrap(), port)]);
+            for own in ["93.184.216.34", "93.184.216.35", "2606:2800:220:1::34"] {
+                assert!(judged(own).is_err(), "{own}");
+            }
+            for other in ["93.184.216.36", "2606:2800:220:1::36", "1.1.1.1"] {
+                judged(other).unwrap();
+            }
         }
     }
 

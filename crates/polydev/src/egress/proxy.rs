@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::io::InspectReader;
 use zeroize::Zeroizing;
@@ -28,7 +28,7 @@ use super::{
     head::read_head,
     policy::{Asker, Verdict},
     ports::Meter,
-    request::{Asked, BadRequest, Forward, What},
+    request::{Asked, BadRequest, Forward, What, answered},
     upstream::Scheme,
 };
 use crate::store::egress::EgressRecord;
@@ -36,6 +36,10 @@ use crate::store::egress::EgressRecord;
 /// How long a client may take to say what it wants, and an upstream to begin its answer to a plain request.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// Most heads before that of the answer.
+const HINTS_MAX: usize = 8;
+/// How long an answer is waited for whose client says nothing more, as one does that has left.
+const LEFT_LIMIT: Duration = Duration::from_secs(600);
 /// How long a client may take to read a refusal.
 const LINGER: Duration = Duration::from_secs(2);
 /// What the proxy calls itself (RFC 9209).
@@ -64,9 +68,15 @@ impl From<DialError> for Failed {
 pub(super) async fn serve(gate: &Gate, user: &UserId, meter: &Meter, mut client: TcpStream) {
     let Ok(Ok(head)) = timeout(HEAD_LIMIT, read_head(&mut client)).await else { return };
     let outcome = match answer(gate, user, &head, &mut client).await {
-        Ok(Carry { far, first }) => {
+        Ok(Carry { far, first, sent }) => {
             meter.connected.fetch_add(1, Ordering::Relaxed);
-            carry(meter, client, far, first).await
+            match sent {
+                None => carry(meter, client, far, first).await,
+                Some(sent) => {
+                    meter.bytes_out.fetch_add(sent, Ordering::Relaxed);
+                    relay(meter, client, far, first).await
+                }
+            }
         }
         Err(failed) => {
             meter.refused.fetch_add(1, Ordering::Relaxed);
@@ -84,6 +94,8 @@ struct Carry {
     far: TcpStream,
     /// What the client is told first.
     first: Zeroizing<Vec<u8>>,
+    /// How long the request was that has been sent; without one the client speaks for itself.
+    sent: Option<u64>,
 }
 
 async fn answer(gate: &Gate, user: &UserId, head: &[u8], client: &mut TcpStream) -> Result<Carry, Failed> {
@@ -99,7 +111,7 @@ async fn answer(gate: &Gate, user: &UserId, head: &[u8], client: &mut TcpStream)
         What::Tunnel => {
             let far = gate.connect(&owner, Some(&record), &asked.target, asked.port).await?;
             let first = b"HTTP/1.1 200 Connection established\r\n\r\n".to_vec();
-            Ok(Carry { far, first: Zeroizing::new(first) })
+            Ok(Carry { far, first: Zeroizing::new(first), sent: None })
         }
         What::Forward(forward) => {
             let verdict = gate.decide(&owner, Some(&record), &asked.target, asked.port);
@@ -125,20 +137,34 @@ async fn exchange(
 ) -> Result<Carry, Failed> {
     let answering = async {
         far.write_all(head).await?;
-        tokio::io::copy(&mut client.take(forward.body_bytes), &mut far).await?;
-        far.flush().await
+        let body = tokio::io::copy(&mut client.take(forward.body_bytes), &mut far).await?;
+        far.flush().await?;
+        io::Result::Ok(body.saturating_add(u64::try_from(head.len()).unwrap_or(u64::MAX)))
     };
     let sent = timeout(ANSWER_LIMIT, answering).await;
-    sent.map_err(|_| Failed::Answer(io::ErrorKind::TimedOut))?
+    let sent = sent
+        .map_err(|_| Failed::Answer(io::ErrorKind::TimedOut))?
         .map_err(|error| Failed::Answer(error.kind()))?;
-    let first = timeout(ANSWER_LIMIT, read_head(&mut far)).await;
-    let first = first.map_err(|_| Failed::Answer(io::ErrorKind::TimedOut))?;
-    let first = first.map_err(|_| Failed::Answer(io::ErrorKind::InvalidData))?;
-    // The upstream's question for a password is no business of the client's.
-    if by_proxy && status_of(&first)? == 407 {
-        return Err(DialError::UpstreamLogin.into());
+    let mut hints = 0;
+    loop {
+        let first = timeout(ANSWER_LIMIT, read_head(&mut far)).await;
+        let first = first.map_err(|_| Failed::Answer(io::ErrorKind::TimedOut))?;
+        let first = first.map_err(|_| Failed::Answer(io::ErrorKind::InvalidData))?;
+        match status_of(&first)? {
+            // The upstream's question for a password is no business of the client's.
+            407 if by_proxy => return Err(DialError::UpstreamLogin.into()),
+            // Before the answer (RFC 9110 section 15.2). No change of protocol was asked for.
+            100 | 102..=199 if hints < HINTS_MAX => {
+                hints += 1;
+                client.write_all(&first).await.map_err(|error| Failed::Answer(error.kind()))?;
+            }
+            100..=199 => return Err(Failed::Answer(io::ErrorKind::InvalidData)),
+            _ => {
+                let first = answered(&first).ok_or(Failed::Answer(io::ErrorKind::InvalidData))?;
+                return Ok(Carry { far, first, sent: Some(sent) });
+            }
+        }
     }
-    Ok(Carry { far, first })
 }
 
 /// Whether a `Proxy-Authorization` carries the user's token.
@@ -162,6 +188,33 @@ async fn carry(
     let mut client = InspectReader::new(client, |bytes: &[u8]| count(&meter.bytes_out, bytes));
     let mut far = InspectReader::new(far, |bytes: &[u8]| count(&meter.bytes_in, bytes));
     copy_bidirectional(&mut client, &mut far).await.map(drop)
+}
+
+/// The rest of the answer to a plain request. What the client says further is for nobody: it would be read by whoever
+/// answered, and has not been decided about.
+async fn relay(
+    meter: &Meter,
+    mut client: TcpStream,
+    far: TcpStream,
+    first: Zeroizing<Vec<u8>>,
+) -> io::Result<()> {
+    client.write_all(&first).await?;
+    let (mut from_client, mut to_client) = client.split();
+    let mut far = InspectReader::new(far, |bytes: &[u8]| {
+        meter.bytes_in.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    });
+    let left = async {
+        let mut rest = [0; 4096];
+        while from_client.read(&mut rest).await? > 0 {}
+        // It has said all, or it has left; one that has left is noticed by what is written to it.
+        sleep(LEFT_LIMIT).await;
+        io::Result::Ok(())
+    };
+    tokio::select! {
+        copied = tokio::io::copy(&mut far, &mut to_client) => copied.map(drop)?,
+        left = left => return left,
+    }
+    to_client.shutdown().await
 }
 
 async fn refuse(client: &mut TcpStream, failed: &Failed) -> io::Result<()> {
@@ -196,6 +249,7 @@ fn status(failed: &Failed) -> (&'static str, &'static str) {
     match failed {
         Failed::Login => ("407 Proxy Authentication Required", "http_request_denied"),
         Failed::Bad(BadRequest::Length) => ("411 Length Required", "http_request_error"),
+        Failed::Bad(BadRequest::Trace) => ("405 Method Not Allowed", "http_request_denied"),
         Failed::Bad(BadRequest::Form | BadRequest::Host) => (REQUEST, "http_request_error"),
         Failed::Answer(io::ErrorKind::TimedOut) => (TIMEOUT, "http_response_timeout"),
         Failed::Answer(_) => (GATEWAY, "http_response_incomplete"),

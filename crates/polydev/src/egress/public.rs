@@ -17,6 +17,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     let relay = a == 192 && b == 88 && c == 99;
     let benchmark = a == 198 && (18..20).contains(&b);
     let reserved = a == 0 || a >= 240;
+    // Of a cloud's machines alone, in no registry: <https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>.
+    let cloud_agent = address == Ipv4Addr::new(168, 63, 129, 16);
     !(address.is_private()
         || address.is_loopback()
         || address.is_link_local()
@@ -27,6 +29,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || ietf
         || relay
         || benchmark
+        || cloud_agent
         || reserved)
 }
 
@@ -53,11 +56,14 @@ mod tests {
             "0.0.0.0",
             "10.1.2.3",
             "100.64.0.1",
+            "100.100.100.200",
             "127.0.0.53",
+            "168.63.129.16",
             "169.254.169.254",
             "172.16.0.1",
             "172.31.255.255",
             "192.0.0.170",
+            "192.0.0.192",
             "192.168.100.2",
             "198.18.0.1",
             "203.0.113.9",
@@ -69,6 +75,7 @@ mod tests {
             "::ffff:10.0.0.1",
             "64:ff9b::a00:1",
             "fc00::1",
+            "fd00:ec2::254",
             "fd12::1",
             "fe80::1",
             "ff02::1",
@@ -80,7 +87,15 @@ mod tests {
         for text in inside {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
-        for text in ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00:1450::1"] {
+        for text in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "172.32.0.1",
+            "100.128.0.1",
+            "168.63.129.17",
+            "2606:4700::1111",
+            "2a00:1450::1",
+        ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
         }
     }

@@ -10,8 +10,10 @@ use super::{
 
 const HEADERS_MAX: usize = 100;
 const HTTP_PORT: u16 = 80;
-/// Fields between two neighbours (RFC 9110 section 7.6.1), the login at this port among them.
-const NEIGHBOURS: [&str; 8] = [
+/// Fields between two neighbours (RFC 9110 section 7.6.1), the login at this port among them. With `Max-Forwards` a
+/// client would have an upstream answer in the server's place.
+const NEIGHBOURS: [&str; 9] = [
+    "max-forwards",
     "connection",
     "proxy-connection",
     "keep-alive",
@@ -58,6 +60,9 @@ pub(super) enum BadRequest {
     Host,
     #[error("a plain request needs a body of known length")]
     Length,
+    /// It asks whoever gets it to repeat all of it, an upstream's login included (RFC 9110 section 9.3.8).
+    #[error("`TRACE` is not passed on")]
+    Trace,
 }
 
 impl Asked {
@@ -78,6 +83,9 @@ impl Asked {
         }
         if uri.scheme_str() != Some("http") {
             return Err(BadRequest::Form);
+        }
+        if method.eq_ignore_ascii_case(Method::TRACE.as_str()) {
+            return Err(BadRequest::Trace);
         }
         let port = authority.port_u16().unwrap_or(HTTP_PORT);
         if port == 0 {
@@ -125,6 +133,20 @@ impl Forward {
     }
 }
 
+/// The head of an answer as the client gets it: it is the only one on its connection. `None` when it is no head.
+pub(super) fn answered(head: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut answer = httparse::Response::new(&mut fields);
+    answer.parse(head).ok()?;
+    let line = head.iter().position(|byte| *byte == b'\n')? + 1;
+    let mut out = Zeroizing::new(Vec::with_capacity(head.len() + 32));
+    out.extend_from_slice(&head[..line]);
+    out.extend_from_slice(b"Connection: close\r\n");
+    out.extend_from_slice(&passed_on(answer.headers));
+    out.extend_from_slice(b"\r\n");
+    Some(out)
+}
+
 /// The value of a field that may be there once.
 fn one<'a>(fields: &[httparse::Header<'a>], name: &str) -> Result<Option<&'a str>, BadRequest> {
     let mut values = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
@@ -135,7 +157,7 @@ fn one<'a>(fields: &[httparse::Header<'a>], name: &str) -> Result<Option<&'a str
     std::str::from_utf8(field.value).map(Some).map_err(|_| BadRequest::Form)
 }
 
-/// Fields for the server: neither those between neighbours nor those that `Connection` names.
+/// Fields for the other side: neither those between neighbours nor those that `Connection` names.
 fn passed_on(fields: &[httparse::Header<'_>]) -> Zeroizing<Vec<u8>> {
     let connection = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
     let named: Vec<&str> = connection
@@ -205,6 +227,22 @@ mod tests {
         assert!(sent.contains("Proxy-Authorization: Basic dTpw\r\n") && !sent.contains("FAKE"), "{sent}");
         let sent = forwarded(head, Some("socks5://u:p@proxy.test:1"));
         assert!(sent.starts_with("POST /x?y=1 ") && !sent.contains("Authorization"), "{sent}");
+    }
+
+    #[test]
+    fn nobody_is_asked_to_repeat_a_request_or_to_answer_in_the_servers_place() {
+        let head = "TRACE http://a.test/ HTTP/1.1\r\nMax-Forwards: 0\r\n\r\n";
+        assert_eq!(Asked::read(head.as_bytes()).err(), Some(BadRequest::Trace));
+        let sent = forwarded("OPTIONS http://a.test/ HTTP/1.1\r\nMax-Forwards: 0\r\nA: b\r\n\r\n", None);
+        assert_eq!(sent, "OPTIONS / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\nA: b\r\n\r\n");
+    }
+
+    #[test]
+    fn an_answer_says_that_it_is_the_last() {
+        let head = b"HTTP/1.1 200 Fine\r\nConnection: keep-alive, X-Own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\n";
+        let told = answered(head).unwrap();
+        assert_eq!(*told, b"HTTP/1.1 200 Fine\r\nConnection: close\r\nContent-Length: 2\r\n\r\n");
+        assert!(answered(b"SSH-2.0-FAKE\r\n\r\n").is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use polydev_core::wire::EgressReply;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 
 use crate::{
@@ -206,6 +206,48 @@ async fn plain_requests_go_through_every_kind_of_upstream_without_the_token() {
     put(&app, "ann", json!({ "policy": "upstream", "upstream": wrong })).await;
     let (head, _) = request(port, "GET http://web.test/ HTTP/1.1", &login(&token), "").await;
     assert!(head.starts_with("HTTP/1.1 502 ") && head.contains("error=proxy_configuration_error"), "{head}");
+}
+
+#[tokio::test]
+async fn who_answered_a_plain_request_gets_no_other_one() {
+    const ANSWER: &str = "HTTP/1.1 103 Early Hints\r\n\r\n\
+                          HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\n";
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (to, routes) = (server.local_addr().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(routes.path(), format!("[[route]]\nhost='a.test'\nport=80\nto='{to}'\n")).unwrap();
+    let app = TestApp::builder()
+        .setting("proxy_ports", "27160-27169")
+        .setting("egress_routes", routes.path().to_str().unwrap())
+        .start()
+        .await;
+    let decided = put(&app, "ann", json!({ "policy": "direct" })).await;
+    let (port, login) = (port(&decided), login(&token(&decided)));
+    let (said_more, client_said_more) = tokio::sync::oneshot::channel();
+    let serving = tokio::spawn(async move {
+        let mut stream = BufReader::new(server.accept().await.unwrap().0);
+        let mut heard = String::new();
+        while !heard.ends_with("\r\n\r\n") {
+            stream.read_line(&mut heard).await.unwrap();
+        }
+        stream.get_mut().write_all(format!("{ANSWER}go").as_bytes()).await.unwrap();
+        client_said_more.await.unwrap();
+        stream.get_mut().write_all(b"ne").await.unwrap();
+        stream.get_mut().shutdown().await.unwrap();
+        stream.read_to_string(&mut heard).await.unwrap();
+        heard
+    });
+    let (hints, mut client) = request(port, "GET http://a.test/ HTTP/1.1", &login, "").await;
+    assert!(hints.starts_with("HTTP/1.1 103 "), "{hints}");
+    client.write_all(format!("GET http://b.test/ HTTP/1.1\r\n{login}\r\n").as_bytes()).await.unwrap();
+    said_more.send(()).unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(DEADLINE, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\ngone");
+    drop(client);
+    let heard = tokio::time::timeout(DEADLINE, serving).await.unwrap().unwrap();
+    assert_eq!(heard, "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n");
+    let (head, _) = request(port, "TRACE http://a.test/ HTTP/1.1", &login, "").await;
+    assert!(head.starts_with("HTTP/1.1 405 "), "{head}");
 }
 
 #[tokio::test]
