@@ -16,11 +16,12 @@ use std::{
 
 use polydev_core::ids::VmId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::{io::unix::AsyncFd, time::timeout};
+use tokio::{io::unix::AsyncFd, task::spawn_blocking, time::timeout};
 
 /// USER_HZ, which is part of the kernel's interface on x86-64 and arm64.
 const TICKS_PER_SECOND: u64 = 100;
-/// How long a program may be between one environment and the next: its first pages may come from a busy disk.
+/// How long programs may be between one environment and the next, in one look at the process table: the first pages of
+/// a program may come from a busy disk.
 const EXEC_LIMIT: Duration = Duration::from_secs(2);
 const EXEC_POLL: Duration = Duration::from_millis(1);
 /// Of an environment, so much is looked at: those of VMs' processes are far smaller.
@@ -243,7 +244,9 @@ struct Snapshot {
 ///
 /// In it [`all`] gives those of the first look that still live. Work that it spawns looks for itself.
 pub(crate) async fn with_snapshot<T>(instance: &str, work: impl Future<Output = T>) -> io::Result<T> {
-    let snapshot = Snapshot { instance: instance.to_owned(), found: scan(instance)? };
+    let instance = instance.to_owned();
+    let look = move || scan(&instance).map(|found| Snapshot { instance, found });
+    let snapshot = spawn_blocking(look).await.map_err(io::Error::other)??;
     Ok(SNAPSHOT.scope(Arc::new(snapshot), work).await)
 }
 
@@ -272,42 +275,68 @@ pub(crate) fn of_vm(instance: &str, id: VmId) -> io::Result<Vec<ProcessId>> {
     Ok(scan(instance)?.into_iter().filter(|(vm, _)| *vm == id).map(|(_, process)| process).collect())
 }
 
-fn scan(instance: &str) -> io::Result<Vec<(VmId, ProcessId)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if let (Some(process), Some(vm)) = (ProcessId::of(pid), owner(pid, instance)) {
-            found.push((vm, process));
-        }
-    }
-    Ok(found)
+/// What a look at a process showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It says that it belongs to this VM.
+    OfVm(VmId),
+    /// None of this instance's.
+    Stranger,
+    /// It is about to execute another program: whose it is can be seen in a moment.
+    Executing,
 }
 
-/// The VM that a process says it belongs to. Processes of guests' users are not believed.
-fn owner(pid: i32, instance: &str) -> Option<VmId> {
-    let environment = environment(pid)?;
+fn scan(instance: &str) -> io::Result<Vec<(VmId, ProcessId)>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(owned(pids, instance))
+}
+
+/// Those of these processes that belong to VMs. All of them that execute another program are waited for together.
+fn owned(mut pids: Vec<i32>, instance: &str) -> Vec<(VmId, ProcessId)> {
+    let deadline = Instant::now() + EXEC_LIMIT;
+    let mut found = Vec::new();
+    loop {
+        pids.retain(|pid| {
+            let Some(process) = ProcessId::of(*pid) else { return false };
+            let look = look(*pid, instance);
+            if let Look::OfVm(vm) = look {
+                found.push((vm, process));
+            }
+            look == Look::Executing
+        });
+        if pids.is_empty() || Instant::now() >= deadline {
+            return found;
+        }
+        thread::sleep(EXEC_POLL);
+    }
+}
+
+/// Looks whose a process is. Those of guests' users are not believed, and not waited for: they can look like one that
+/// executes a program for as long as they like. A VM's process that is no longer root's is found by its jail.
+///
+/// While a process executes another program the kernel shows an empty environment for a moment, and to whoever opened
+/// that of the program before: taking that for the truth would overlook a VM that is just being launched. So an empty
+/// one is believed only where the kernel says that it is.
+fn look(pid: i32, instance: &str) -> Look {
+    if real_uid(pid) != Some(0) {
+        return Look::Stranger;
+    }
+    let Ok(environment) = read_environment(pid) else { return Look::Stranger };
+    if environment.is_empty() && !has_none(pid) {
+        return Look::Executing;
+    }
     let value = |name: &str| {
         let mut variables = environment.split(|byte| *byte == 0);
         variables.find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
     };
-    if value(INSTANCE_VARIABLE) != Some(instance.as_bytes()) || real_uid(pid) != Some(0) {
-        return None;
+    if value(INSTANCE_VARIABLE) != Some(instance.as_bytes()) {
+        return Look::Stranger;
     }
-    std::str::from_utf8(value(VM_VARIABLE)?).ok()?.parse().ok()
-}
-
-/// What a process was started with. While it executes another program the kernel shows an empty one for a moment, and
-/// to whoever opened that of the program before: taking that for the truth would overlook a VM that is just being
-/// launched. So an empty one is believed only where the kernel says that it is.
-fn environment(pid: i32) -> Option<Vec<u8>> {
-    let deadline = Instant::now() + EXEC_LIMIT;
-    loop {
-        let environment = read_environment(pid).ok()?;
-        if !environment.is_empty() || has_none(pid) || Instant::now() >= deadline {
-            return Some(environment);
-        }
-        thread::sleep(EXEC_POLL);
-    }
+    let vm = value(VM_VARIABLE).and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+    vm.map_or(Look::Stranger, Look::OfVm)
 }
 
 /// With one call to the kernel: between two of them the process may execute another program.
@@ -353,7 +382,10 @@ fn start_ticks(pid: i32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::{
+        os::unix::process::CommandExt,
+        process::{Command, Stdio},
+    };
 
     /// Tests are processes of their own that run side by side.
     fn instance() -> String {
@@ -396,11 +428,46 @@ mod tests {
         while name().trim() != "sleep" {
             assert!(child.try_wait().unwrap().is_none(), "it was ended");
             looks += 1;
-            overlooked += usize::from(owner(pid, &instance()) != Some(vm));
+            overlooked += usize::from(!owned(vec![pid], &instance()).iter().any(|(owner, _)| *owner == vm));
         }
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(overlooked, 0, "of {looks} looks");
+    }
+
+    #[test]
+    fn a_guests_program_that_took_its_environment_away_is_not_waited_for() {
+        // Its pages begin within the padding, so that nothing else the program needs is in them.
+        const SCRIPT: &str = r#"
+import ctypes, sys, time
+stat = open("/proc/self/stat").read().rsplit(") ", 1)[1].split()
+begin, end = int(stat[47]) & ~4095, int(stat[48]) + 4095 & ~4095
+libc = ctypes.CDLL(None)
+if libc.munmap(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)): sys.exit(1)
+print("gone", flush=True)
+time.sleep(600)
+"#;
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: needs root");
+            return;
+        }
+        let vm = VmId::from_uuid(uuid::Uuid::new_v4());
+        let look_at = |uid: u32| {
+            let mut command = Command::new("/usr/bin/python3");
+            command.args(["-c", SCRIPT, &"x".repeat(3 * 4096)]).uid(uid);
+            command.env_clear().env("PADDING", "x".repeat(3 * 4096));
+            command.env(INSTANCE_VARIABLE, instance()).env(VM_VARIABLE, vm.to_string());
+            let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut said = [0; 5];
+            let ready = child.stdout.as_mut().unwrap().read_exact(&mut said);
+            let seen = look(i32::try_from(child.id()).unwrap(), &instance());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            ready.unwrap();
+            seen
+        };
+        assert_eq!(look_at(0), Look::Executing, "as the kernel shows it, it executes a program");
+        assert_eq!(look_at(65534), Look::Stranger);
     }
 
     #[tokio::test]
