@@ -2,7 +2,7 @@
 //! cgroups and network namespace from its first instruction on, and no child of the manager.
 //!
 //! A hook between fork and exec would make every start copy the manager's page tables. A chain of small programs does
-//! the work instead, each replacing the one before: `sh` (cgroups, no core files) → `nsenter` (network namespace) →
+//! the work instead, each replacing the one before: `sh` (cgroups, no core files, no OOM score of the manager's) → `nsenter` (network namespace) →
 //! `setsid --fork`, which ends when the program's process is there. All of them carry the VM's environment variables,
 //! so that whatever is left of a launch that was cut short is found and killed like the VM itself.
 
@@ -15,7 +15,7 @@ use std::{
 };
 
 use polydev_core::ids::VmId;
-use tokio::time::timeout;
+use tokio::{process::Command, time::timeout};
 
 use crate::{
     command::{PATH, command},
@@ -31,8 +31,10 @@ const COMPLAINT_MAX: usize = 600;
 /// The script's exit status where a cgroup could not be joined.
 const NOT_JOINED: i32 = 81;
 /// Its arguments: how many cgroups, their `cgroup.procs`, then what to execute. Writing 0 moves the writer
-/// (cgroups(7)); a core file would hold the guest's memory.
+/// (cgroups(7)); a core file would hold the guest's memory. A service may have the kernel spare the manager when memory
+/// is short, not its VMs; who may not change that score keeps it.
 const SCRIPT: &str = r#"ulimit -c 0; left=$1; shift
+{ echo 0 > /proc/self/oom_score_adj; } 2> /dev/null
 while [ "$left" -gt 0 ]; do echo 0 > "$1" || exit 81; shift; left=$((left - 1)); done
 exec "$@""#;
 
@@ -105,8 +107,7 @@ impl Launch<'_> {
             || logs::open_append(self.log).and_then(|log| Ok((log.try_clone()?, log.metadata()?.len(), log)));
         let (stdout, said_before, stderr) =
             open().map_err(|source| LaunchError::Log { path: self.log.display().to_string(), source })?;
-        let mut chain = command("sh");
-        chain.args(["-c", SCRIPT, "sh"]).arg(self.groups.len().to_string()).args(self.groups);
+        let mut chain = joining(self.groups);
         if let Some(netns) = self.netns {
             let mut option = OsString::from("--net=");
             option.push(netns);
@@ -138,6 +139,13 @@ impl Launch<'_> {
         let text = logs::tail(self.log, new.min(COMPLAINT_MAX)).unwrap_or_default();
         text.trim().to_owned()
     }
+}
+
+/// A command that joins cgroups, takes no privilege of the manager's along, and executes what its further arguments name.
+pub(crate) fn joining(groups: &[PathBuf]) -> Command {
+    let mut command = command("sh");
+    command.args(["-c", SCRIPT, "sh"]).arg(groups.len().to_string()).args(groups);
+    command
 }
 
 /// The program's file. Looked up here because the chain has ended before the program is executed.
@@ -227,6 +235,23 @@ mod tests {
         assert_eq!((fields[4], fields[5]), ("/dev/null", "0"));
         let found = process::all(&place.instance).unwrap();
         assert_eq!(found.iter().map(|(vm, _)| *vm).collect::<Vec<_>>(), [place.id]);
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_the_kernel_is_to_spare_does_not_pass_that_on() {
+        const SCORE: &str = "/proc/self/oom_score_adj";
+        let place = Place::new();
+        let own = fs::read_to_string(SCORE).unwrap();
+        // Any process may give itself a higher one, root may take it back.
+        fs::write(SCORE, "321").unwrap();
+        let started = place.start("echo \"$(cat /proc/$$/oom_score_adj) end\"", &[], None).await;
+        let restored = fs::write(SCORE, own.trim());
+        started.unwrap();
+        if restored.is_err() {
+            println!("SKIPPED: needs root");
+            return;
+        }
+        assert_eq!(place.logged("end").await.trim(), "0 end");
     }
 
     #[tokio::test]
