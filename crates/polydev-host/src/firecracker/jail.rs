@@ -8,6 +8,9 @@
 //!
 //! What the VMM uses is hard-linked where the file system allows it, and bind-mounted otherwise. The VMM owns its `/`:
 //! the host never follows a name in it without looking at what is there.
+//!
+//! The slot's user reads the host's files as anybody would: whatever umask they were made under, what is brought in to be
+//! read is made readable. The directories above it stay the host's.
 
 use std::{
     fs, io,
@@ -91,6 +94,9 @@ impl Jail {
         if item.writable && source.is_file() {
             chown(&source, Some(self.uid), Some(self.uid))?;
         }
+        if !item.writable {
+            allow(&source, if source.is_dir() { 0o555 } else { 0o444 })?;
+        }
         if source.is_dir() {
             fs::create_dir(target)?;
         } else if fs::hard_link(&source, target).is_ok() {
@@ -104,6 +110,15 @@ impl Jail {
         let flags = if item.writable { flags } else { flags | MountFlags::RDONLY };
         Ok(mount_remount(target, MountFlags::BIND | flags, c"")?)
     }
+}
+
+/// Adds to the permissions of a file of the host's.
+fn allow(path: &Path, mode: u32) -> io::Result<()> {
+    let present = fs::metadata(path)?.permissions().mode();
+    if present & mode == mode {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode((present | mode) & 0o7777))
 }
 
 /// Removes a VM's jail, or what became of one. No process may be in it.
@@ -167,7 +182,7 @@ pub(crate) fn hand_over(dir: &Path, uid: u32) -> io::Result<()> {
 /// Released firecracker programs are static; one that was built for the chaos suite may not be.
 #[cfg(feature = "chaos")]
 mod libraries {
-    use super::{Path, fs, io};
+    use super::{Path, allow, fs, io};
 
     const ALL: [&str; 3] = [
         "lib64/ld-linux-x86-64.so.2",
@@ -182,6 +197,9 @@ mod libraries {
             if let Some(dir) = target.parent() {
                 fs::create_dir_all(dir)?;
             }
+            for dir in target.ancestors().skip(1).take_while(|dir| *dir != root) {
+                allow(dir, 0o111)?;
+            }
             if fs::hard_link(&source, &target).is_err() {
                 fs::copy(&source, &target)?;
             }
@@ -193,6 +211,17 @@ mod libraries {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_brought_in_to_be_read_is_readable_whatever_umask_it_was_made_under() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("initrd.cpio"), dir.path().join("initrd"));
+        fs::write(&source, "modules").unwrap();
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o600)).unwrap();
+        let jail = Jail { jailer: PathBuf::from("jailer"), uid: 1, file_bytes_max: 0 };
+        jail.bring_in(&Item::read("initrd", &source), &target).unwrap();
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o644);
+    }
 
     #[test]
     fn what_a_vmm_left_is_taken_only_if_it_is_a_plain_file_of_one_name() {

@@ -118,6 +118,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
             "args": [guest::AGENT_PATH, "--container"],
             "env": env,
             "noNewPrivileges": true,
+            // The manager's may be one that spares it.
+            "oomScoreAdj": 0,
             "capabilities": {
                 "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
                 "inheritable": [], "ambient": [],
@@ -194,6 +196,8 @@ fn base_mounts(vm: &VmRecord) -> Vec<Value> {
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", &half]),
         mount("/run", "tmpfs", &["nosuid", "nodev", "mode=755", "size=64m"]),
+        // The runtime would make it under the manager's umask, and users' programs start what is in it.
+        mount(guest::RUN_DIR, "tmpfs", &["nosuid", "nodev", "mode=755", "size=64m"]),
     ]
 }
 

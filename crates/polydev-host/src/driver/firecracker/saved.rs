@@ -14,7 +14,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -73,12 +73,14 @@ impl Saved {
         Self { dir: places.held(id) }
     }
 
-    /// The directory, made unless it is there. Nobody but the host gets to what is in it.
+    /// The directory, made unless it is there. Nobody but the host gets to what is in it, and a VMM to which it is shown:
+    /// that passes through it by name and cannot list it.
     pub(super) fn make(&self) -> io::Result<PathBuf> {
         if let Some(all) = self.dir.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(all)?;
         }
         fs::create_dir_all(&self.dir)?;
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o711))?;
         Ok(self.dir.clone())
     }
 
