@@ -115,20 +115,11 @@ impl Groups {
     pub(crate) fn make(&self, id: VmId, limits: &Limits) -> Result<Vec<PathBuf>, HostError> {
         let mut joined = Vec::new();
         for (hierarchy, controllers) in self.layout.hierarchies() {
-            let parent = hierarchy.join(&self.parent);
-            let group = parent.join(id.to_string());
-            match make_group(&parent, &group) {
-                Ok(()) => {}
-                Err(error) if denied(&error) => {
-                    tracing::warn!(vm.id = %id, group = %group.display(), %error, "VM has no such limits");
-                    continue;
-                }
-                Err(error) => return Err(HostError::os(format!("make cgroup {}", group.display()))(error)),
-            }
+            let Some(group) = self.make_in(hierarchy, id)? else { continue };
             let present = match self.layout.version() {
                 Version::V1 => controllers.clone(),
                 Version::V2 => {
-                    delegation::pass_down(hierarchy, &parent, controllers);
+                    delegation::pass_down(hierarchy, &hierarchy.join(&self.parent), controllers);
                     delegation::present(&group)
                 }
             };
@@ -141,6 +132,31 @@ impl Groups {
             joined.push(group.join("cgroup.procs"));
         }
         Ok(joined)
+    }
+
+    /// Makes a VM's group where OCI runtimes may not: in the hierarchies of version 1 that limit nothing. Returns the
+    /// `cgroup.procs` files that the runtime has to join.
+    pub(crate) fn make_unlimited(&self, id: VmId) -> Result<Vec<PathBuf>, HostError> {
+        let mut joined = Vec::new();
+        let unlimited = self.layout.hierarchies().iter().filter(|(_, controllers)| controllers.is_empty());
+        for (hierarchy, _) in unlimited.filter(|_| self.layout.version() == Version::V1) {
+            joined.extend(self.make_in(hierarchy, id)?.map(|group| group.join("cgroup.procs")));
+        }
+        Ok(joined)
+    }
+
+    /// Makes a VM's group in one hierarchy; `None` where that is not allowed.
+    fn make_in(&self, hierarchy: &Path, id: VmId) -> Result<Option<PathBuf>, HostError> {
+        let parent = hierarchy.join(&self.parent);
+        let group = parent.join(id.to_string());
+        match make_group(&parent, &group) {
+            Ok(()) => Ok(Some(group)),
+            Err(error) if denied(&error) => {
+                tracing::warn!(vm.id = %id, group = %group.display(), %error, "VM has no such group");
+                Ok(None)
+            }
+            Err(error) => Err(HostError::os(format!("make cgroup {}", group.display()))(error)),
+        }
     }
 
     /// Removes a VM's group, ending what is still in it. None is fine.

@@ -50,6 +50,9 @@ impl Controller {
     }
 }
 
+/// Hierarchies beside those of v1's controllers, by which systemd tells whose a process is.
+const TRACKING: [&str; 2] = ["systemd", "unified"];
+
 /// The hierarchies that are used, each with its controllers.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -76,6 +79,11 @@ impl Layout {
                 None => hierarchies.push((dir, BTreeSet::from([controller]))),
             }
         }
+        // Without a group there, a VM would be a part of the manager's service and end with it.
+        let tracking = TRACKING.map(|name| root.join(name)).into_iter();
+        hierarchies.extend(
+            tracking.filter(|dir| dir.join("cgroup.procs").exists()).map(|dir| (dir, BTreeSet::new())),
+        );
         Self { version: Version::V1, hierarchies }
     }
 

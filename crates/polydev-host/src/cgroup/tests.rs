@@ -106,7 +106,7 @@ fn a_group_is_made_while_the_last_other_one_takes_their_parent_away() {
 #[test]
 fn on_v1_controllers_that_share_a_hierarchy_are_joined_once() {
     let root = tempfile::tempdir().unwrap();
-    for hierarchy in ["memory", "cpu,cpuacct", "pids"] {
+    for hierarchy in ["memory", "cpu,cpuacct", "pids", "systemd", "unified"] {
         files(&root.path().join(hierarchy), &[("cgroup.procs", "")]);
     }
     for link in ["cpu", "cpuacct"] {
@@ -116,8 +116,9 @@ fn on_v1_controllers_that_share_a_hierarchy_are_joined_once() {
     let groups = Groups::below(root.path(), "t");
     let joined = groups.make(id, &limits()).unwrap();
     let below = |name: &str| root.path().join(name).join("polydev-t").join(id.to_string());
-    let expected = ["memory", "cpu,cpuacct", "pids"].map(|name| below(name).join("cgroup.procs"));
-    assert_eq!(joined, expected);
+    let expected = ["memory", "cpu,cpuacct", "pids", "systemd", "unified"];
+    let expected = expected.map(|name| below(name).join("cgroup.procs"));
+    assert_eq!(joined, expected, "the two by which systemd tells services apart, too");
     files(&below("cpu,cpuacct"), &[("cpuacct.usage", "2000000000\n")]);
     files(
         &below("memory"),

@@ -36,7 +36,7 @@ use crate::{
     failpoint,
     golden::GoldenImage,
     host::{LogKind, VmKind},
-    logs, mounts,
+    launch, logs, mounts,
     net::guest_namespace_of,
     process::{self, INSTANCE_VARIABLE, VM_VARIABLE},
     record::VmRecord,
@@ -175,8 +175,13 @@ impl Driver for ContainerDriver {
         let driver_log = dir.join(LogKind::Driver.file_name());
         let pid_file = dir.join("pid");
         mark_started(dir)?;
-        let mut runc = command(RUNC);
-        runc.arg("--root").arg(self.runc_root()).arg("--log").arg(&driver_log).args(["--log-format", "text"]);
+        let mut runc = launch::joining(&self.places.groups.make_unlimited(vm.id)?);
+        runc.arg(RUNC)
+            .arg("--root")
+            .arg(self.runc_root())
+            .arg("--log")
+            .arg(&driver_log)
+            .args(["--log-format", "text"]);
         runc.args(["run", "--detach", "--no-new-keyring", "--pid-file"]).arg(&pid_file);
         runc.arg("--bundle").arg(&bundle).arg(vm.id.to_string());
         let clone = console.try_clone().map_err(HostError::os("open console log"))?;
