@@ -65,6 +65,11 @@ macro_rules! contract {
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_vm_takes_nothing_over_from_the_service_that_starts_it() {
+                super::cases::a_vm_takes_nothing_over_from_the_service_that_starts_it(super::machine::Kind::Container).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn a_test_that_fails_leaves_no_vm_to_the_next() {
                 super::cases::a_test_that_fails_leaves_no_vm_to_the_next(super::machine::Kind::Container).await;
             }
@@ -82,6 +87,11 @@ macro_rules! contract {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn what_a_workspace_deletes_is_given_back_to_the_hosts_disk() {
                 super::full::what_a_workspace_deletes_is_given_back_to_the_hosts_disk(super::machine::Kind::Qemu).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_vm_takes_nothing_over_from_the_service_that_starts_it() {
+                super::cases::a_vm_takes_nothing_over_from_the_service_that_starts_it(super::machine::Kind::Qemu).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -69,6 +69,41 @@ pub(crate) async fn a_created_vm_answers_has_its_identity_and_leaves_nothing_but
     assert_eq!(leftovers::network(), network);
 }
 
+/// For a test that is a process of its own: it becomes a service that the kernel spares and whose files are its own.
+pub(crate) async fn a_vm_takes_nothing_over_from_the_service_that_starts_it(kind: Kind) {
+    let Some(machine) = Machine::new(kind.clone(), 4) else { return };
+    std::fs::write("/proc/self/oom_score_adj", "321").unwrap();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let host = machine.host().await;
+    let id = new_id();
+    let vm = host.create(browser(id)).await.unwrap();
+    let pids = processes_of(&format!("POLYDEV_VM={id}"));
+    assert!(!pids.is_empty());
+    for pid in pids {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+        assert_eq!(read("oom_score_adj").trim(), "0");
+        // By these systemd knows which service a process belongs to.
+        let groups = read("cgroup");
+        let mut told =
+            groups.lines().filter(|line| line.contains(":name=systemd:") || line.starts_with("0::"));
+        assert!(told.all(|line| line.contains(&id.to_string())), "{groups}");
+    }
+    // Users' programs start what is in it.
+    assert_eq!(run(&vm, &["stat", "-c", "%a", "/run/polydev"]).await.trim(), "755");
+    host.destroy(id).await.unwrap();
+    drop((vm, host));
+    machine.assert_nothing_left();
+}
+
+fn processes_of(variable: &str) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let of_vm = entries.filter(|entry| {
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|it| it == variable.as_bytes())
+    });
+    of_vm.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 pub(crate) async fn a_vm_survives_its_manager_and_is_adopted_by_the_next(kind: Kind) {
     let Some(machine) = Machine::new(kind, 4) else { return };
     let host = machine.host().await;
