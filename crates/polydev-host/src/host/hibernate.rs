@@ -161,7 +161,6 @@ impl Inner {
             self.note_phase(&mut record, Phase::Resuming)?;
             failpoint::reach("resume/recorded");
             watch.enter("wake");
-            self.keep_network(&record).await?;
             memory_lost = self.let_go_on(&*driver, &record, &dir).await?;
             failpoint::reach("resume/woken");
         }
@@ -200,7 +199,11 @@ impl Inner {
             Some(Step::Wake | Step::Connect) => {
                 // A reboot of the machine empties the directory of all run directories.
                 self.make_dir(record, dir)?;
-                match driver.resume(record, dir).await {
+                let going_on = match self.keep_network(record).await {
+                    Ok(()) => driver.resume(record, dir).await,
+                    Err(error) => Err(error),
+                };
+                match going_on {
                     Ok(()) => return Ok(None),
                     Err(HostError::MemoryLost { detail, .. }) => detail,
                     Err(error) => return Err(error),

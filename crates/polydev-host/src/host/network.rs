@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{HostError, Inner};
 use crate::{
     config::NetworkMode,
-    driver::{Driver, container},
+    driver::{self, Driver, container},
     failpoint,
     net::{Guest, LinkKind, NetworkError},
     record::VmRecord,
@@ -24,10 +24,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes the network of a VM that sleeps, where a reboot took it.
+    /// Makes the network of a VM that sleeps, where a reboot took it. One that lives has to have its own.
     pub(super) async fn keep_network(&self, record: &VmRecord) -> Result<(), HostError> {
         if record.network == NetworkMode::Channel {
             return Ok(());
+        }
+        if !self.has_named_network(record).await? {
+            let detail = "its network was lost with the mounts of an earlier manager".to_owned();
+            return Err(HostError::MemoryLost { id: record.id, detail });
         }
         let kind = link_kind(&**self.driver_of(record));
         self.networks.keep(record.slot, kind).await.map_err(of_vm(record))
@@ -38,9 +42,26 @@ impl Inner {
         if record.network == NetworkMode::Channel {
             return Ok(());
         }
+        self.has_named_network(record).await?;
         let guest =
             Guest { vm: record.id, handler: Arc::clone(&self.egress), account: self.accounts.of(record.id) };
         self.networks.serve(record.slot, guest).await.map_err(of_vm(record))
+    }
+
+    /// Whether the network of a VM that lives can be found by its name, which a VMM's process can give back to it.
+    /// Without a process nothing is missing.
+    async fn has_named_network(&self, record: &VmRecord) -> Result<bool, HostError> {
+        if self.networks.is_named(record.slot) {
+            return Ok(true);
+        }
+        let process = driver::main_process(&self.places, record.id, &self.places.vm(record.id))?;
+        let Some(process) = process else { return Ok(true) };
+        if link_kind(&**self.driver_of(record)) == LinkKind::Veth {
+            return Ok(false);
+        }
+        self.networks.name_again(record.slot, &process.namespace("net")).await.map_err(of_vm(record))?;
+        tracing::warn!(vm.id = %record.id, "the VM's network had lost its name and has it again");
+        Ok(true)
     }
 
     /// Takes the VM's network down, its name last. None is fine.

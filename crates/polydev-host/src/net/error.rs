@@ -1,6 +1,6 @@
 //! Why a slot has no network.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 /// Why a slot has no network.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,12 @@ pub enum NetworkError {
     NoRoom {
         /// What was tried.
         op: String,
+    },
+    /// The slot's namespace has no name, or its name has lost its mount.
+    #[error("{} names no network namespace: it went with the mounts of an earlier manager", path.display())]
+    NoNamespace {
+        /// Where the name should be.
+        path: PathBuf,
     },
     /// A port of the gateway is taken in the slot's namespace.
     #[error("{op}: {source}")]

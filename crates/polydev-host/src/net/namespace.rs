@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     thread,
 };
@@ -54,13 +54,39 @@ pub(super) fn enter(namespace: &impl AsFd) -> io::Result<()> {
 
 /// Names the calling thread's namespace.
 pub(super) fn name(path: &Path) -> io::Result<()> {
+    bind(Path::new(OWN), path)
+}
+
+/// Names the namespace that a link of a process leads to, unless that is the calling thread's own.
+pub(super) fn name_of_process(link: &Path, path: &Path) -> io::Result<()> {
+    if !differ(link, Path::new(OWN)) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    bind(link, path)
+}
+
+fn bind(namespace: &Path, path: &Path) -> io::Result<()> {
     // Without a mount on it the file of that name is what a reboot or a killed process left.
     File::create(path)?;
-    let bound = mount_bind(OWN, path);
+    let bound = mount_bind(namespace, path);
     if bound.is_err() {
         let _ = fs::remove_file(path);
     }
     Ok(bound?)
+}
+
+/// Whether mounts of this process are gone at its next start: systemd gives a service that is confined by them a mount
+/// namespace of its own, a new one each time.
+pub(super) fn mounts_end_with_service() -> bool {
+    // As systemd.exec(5) names it.
+    std::env::var_os("INVOCATION_ID").is_some()
+        && differ(Path::new("/proc/self/ns/mnt"), Path::new("/proc/1/ns/mnt"))
+}
+
+/// Whether two links lead to two namespaces; who may not look does not know.
+fn differ(one: &Path, other: &Path) -> bool {
+    let number = |link| fs::metadata(link).map(|it| it.ino());
+    matches!((number(one), number(other)), (Ok(one), Ok(other)) if one != other)
 }
 
 /// Whether this is the name of a namespace.

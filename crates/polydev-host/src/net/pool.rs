@@ -53,6 +53,12 @@ impl Networks {
     pub fn open(run_dir: &Path, slots: u8) -> Self {
         let (state, work, wanted) = (Mutex::default(), tokio::sync::Mutex::default(), Notify::new());
         let inner = Inner { dir: run_dir.join(NAMESPACES), slots, state, work, wanted };
+        if namespace::mounts_end_with_service() {
+            tracing::warn!(
+                "this service has mounts of its own: at its next start running VMs have lost their networks; take \
+                 Private*=, Protect*= and *Paths= out of its unit"
+            );
+        }
         Self { inner: Arc::new(inner), _maker: None }
     }
 
@@ -107,10 +113,32 @@ impl Networks {
         self.take(slot, kind).await
     }
 
+    /// Whether the slot's namespace has its name.
+    pub fn is_named(&self, slot: Slot) -> bool {
+        namespace::is_named(&self.inner.path(slot))
+    }
+
+    /// Gives the namespace of a VM that lives in it the slot's name, which was lost with an earlier manager's mounts.
+    /// `link` is that of the VM's process; a container's leads to its own end, where nothing can be served.
+    pub async fn name_again(&self, slot: Slot, link: &Path) -> Result<(), NetworkError> {
+        let _alone = self.inner.work.lock().await;
+        let path = self.inner.path(slot);
+        if namespace::is_named(&path) {
+            return Ok(());
+        }
+        namespace::name_of_process(link, &path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => NetworkError::NoNamespace { path },
+            _ => NetworkError::os(format!("name a network namespace {}", path.display()))(error),
+        })
+    }
+
     /// Opens the slot's gateway for a VM, unless it is open. The network must be there.
     pub async fn serve(&self, slot: Slot, guest: Guest) -> Result<(), NetworkError> {
         if matches!(self.inner.state().used.get(&slot), Some(Some(_))) {
             return Ok(());
+        }
+        if !self.is_named(slot) {
+            return Err(NetworkError::NoNamespace { path: self.inner.path(slot) });
         }
         let gateway = Gateway::open(&self.inner.path(slot), guest).await?;
         self.inner.state().used.insert(slot, Some(gateway));
@@ -351,4 +379,79 @@ async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
     namespace::on_own_thread("slot-network", work).await.map_err(NetworkError::os("run a thread"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EgressLimits, NoEgress, egress::Accounts};
+    use polydev_core::ids::VmId;
+    use std::{
+        process::{Child, Command},
+        thread,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// As a service with a mount namespace of its own would: makes a slot's network and starts a process in it.
+    fn make_with_own_mounts(run_dir: &Path, slot: Slot) -> Child {
+        use rustix::{
+            mount::{MountPropagationFlags, mount_change},
+            thread::{UnshareFlags, unshare_unsafe},
+        };
+        let manager = || {
+            // SAFETY: only this thread's mounts and working directory become its own; no descriptors do.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+            mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let networks = Networks::open(run_dir, 1);
+            runtime.block_on(networks.take(slot, LinkKind::Tap)).unwrap();
+            assert!(networks.is_named(slot));
+            let mut vm = Command::new("nsenter");
+            vm.arg(format!("--net={}", networks.namespace(slot).display())).args(["--", "sleep", "600"]);
+            vm.spawn().unwrap()
+        };
+        thread::scope(|scope| scope.spawn(manager).join().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_name_that_went_with_a_managers_mounts_is_noticed_and_given_again() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: needs root");
+            return;
+        }
+        let (dir, slot) = (tempfile::tempdir().unwrap(), Slot::new(1).unwrap());
+        let mut vm = make_with_own_mounts(dir.path(), slot);
+        let name = format!("/proc/{}/comm", vm.id());
+        let deadline = Instant::now() + LIMIT;
+        while fs::read_to_string(&name).unwrap().trim() != "sleep" {
+            assert!(Instant::now() < deadline, "it is not started");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+
+        let next = Networks::open(dir.path(), 1);
+        let id = VmId::from_uuid(uuid::Uuid::new_v4());
+        let guest = || Guest {
+            vm: id,
+            handler: Arc::new(NoEgress),
+            account: Accounts::new(EgressLimits::default()).of(id),
+        };
+        let result = async {
+            assert!(next.namespace(slot).is_file(), "an empty file is left");
+            let unnamed = next.serve(slot, guest()).await;
+            let of_nobody = next.name_again(slot, Path::new("/proc/self/ns/net")).await;
+            let link = format!("/proc/{}/ns/net", vm.id());
+            next.name_again(slot, Path::new(&link)).await.unwrap();
+            let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+            assert_eq!(inode(&next.namespace(slot)), inode(Path::new(&link)));
+            next.serve(slot, guest()).await.unwrap();
+            (unnamed, of_nobody)
+        };
+        let (unnamed, of_nobody) = result.await;
+        next.give_back(slot).await.unwrap();
+        vm.kill().unwrap();
+        vm.wait().unwrap();
+        assert!(matches!(unnamed, Err(NetworkError::NoNamespace { .. })), "{unnamed:?}");
+        assert!(matches!(of_nobody, Err(NetworkError::NoNamespace { .. })), "{of_nobody:?}");
+    }
 }
