@@ -126,7 +126,14 @@ impl Groups {
             for missing in controllers.difference(&present) {
                 tracing::warn!(vm.id = %id, controller = missing.name(), "VM has no such limits");
             }
-            for (file, value) in self.layout.settings(&present, limits) {
+            let mut settings = self.layout.settings(&present, limits);
+            // Of a VM that slept, under smaller limits: memory with swap is never below memory alone.
+            let with_swap = fs::read_to_string(group.join("memory.memsw.limit_in_bytes")).ok();
+            let with_swap: Option<u64> = with_swap.and_then(|bytes| bytes.trim().parse().ok());
+            if with_swap.is_some_and(|bytes| bytes < limits.memory_bytes) {
+                settings.reverse();
+            }
+            for (file, value) in settings {
                 set(&group.join(file), &value)?;
             }
             joined.push(group.join("cgroup.procs"));

@@ -33,7 +33,7 @@ use crate::{
     error::HostError,
     process::{self, ProcessId},
     record::VmRecord,
-    space,
+    space::{self, Promise, Promised},
 };
 
 /// How long a killed process may take to end.
@@ -125,6 +125,8 @@ pub(crate) struct Places {
     pub(crate) groups: Groups,
     /// What a VM may take.
     pub(crate) resources: Resources,
+    /// What is being written to the data directory.
+    promised: Promised,
 }
 
 impl Places {
@@ -140,7 +142,8 @@ impl Places {
         let vms = run.join("vm");
         fs::create_dir_all(&vms).map_err(HostError::os(format!("make {}", vms.display())))?;
         let groups = Groups::open(&instance);
-        Ok(Self { run, data, instance, groups, resources: config.resources })
+        let (resources, promised) = (config.resources, Promised::default());
+        Ok(Self { run, data, instance, groups, resources, promised })
     }
 
     /// A VM's run directory.
@@ -154,9 +157,10 @@ impl Places {
         self.data.join("held").join(id.to_string())
     }
 
-    /// Refuses a write of `bytes` to the data directory that would leave too little on its disk.
-    pub(crate) fn room(&self, bytes: u64, what: &str) -> Result<(), HostError> {
-        space::check(&self.data, bytes, self.resources.disk_reserve_bytes, what)
+    /// Refuses a write of `bytes` to the data directory that would leave too little on its disk. Whoever writes keeps the
+    /// promise until it is done.
+    pub(crate) fn room(&self, bytes: u64, what: &str) -> Result<Promise, HostError> {
+        self.promised.room(&self.data, bytes, self.resources.disk_reserve_bytes, what)
     }
 
     /// The limits of a VM's group. A VM of a monitor takes more than its guest has: what the monitor needs itself,

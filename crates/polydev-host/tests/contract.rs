@@ -60,6 +60,11 @@ macro_rules! contract {
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn vms_are_removed_from_a_disk_that_is_full() {
+                super::full::vms_are_removed_from_a_disk_that_is_full().await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn what_a_workspace_deletes_is_given_back_to_the_hosts_disk() {
                 super::full::what_a_workspace_deletes_is_given_back_to_the_hosts_disk(super::machine::Kind::Container).await;
             }

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use polydev_core::ids::{UserId, VmId};
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -131,12 +132,19 @@ impl Inner {
         }
         let sizes = self.workspaces()?;
         if level == Level::AlmostFull {
-            for (id, bytes) in sizes {
-                if watch.has_grown(id, bytes) {
-                    watch.some_paused = true;
-                    self.pause(id, free).await?;
+            let grown: Vec<VmId> = sizes
+                .into_iter()
+                .filter(|(id, bytes)| watch.has_grown(*id, *bytes))
+                .map(|(id, _)| id)
+                .collect();
+            watch.some_paused |= !grown.is_empty();
+            // One that resists, for seconds even, must not keep the others growing.
+            let pausing = grown.into_iter().map(|id| async move {
+                if let Err(error) = self.pause(id, free).await {
+                    tracing::error!(vm.id = %id, %error, "VM whose workspace grows cannot be paused yet");
                 }
-            }
+            });
+            join_all(pausing).await;
         } else {
             watch.before = sizes.into_iter().collect();
         }
@@ -191,7 +199,11 @@ impl Inner {
         let mut all = true;
         for id in self.records.all()?.iter().filter(|it| it.state == VmState::Paused).map(|it| it.id) {
             let cell = self.cell(id);
-            let _agent = cell.lock().await;
+            // What is being done with it may take minutes, and has it go on itself if it needs that.
+            let Ok(_agent) = cell.try_lock() else {
+                all = false;
+                continue;
+            };
             if let Err(error) = self.unpause(id).await {
                 all = false;
                 tracing::error!(vm.id = %id, %error, "VM that was paused does not go on yet");

@@ -84,15 +84,11 @@ impl Inner {
                 }
                 Step::Hold => {
                     if let Err(error) = driver.hibernate(&record, &dir).await {
-                        // It runs on as it is, once its agent is told again who it is: it holds everything still.
-                        self.note_phase(&mut record, Phase::Running)?;
-                        if let Some(identity) = record.identity.clone() {
-                            let watch = &mut self.phases.watch(&record.kind, Start::Woken);
-                            match self.bring_up(&mut record, identity, Want::Running, None, watch).await {
-                                Ok(client) => *agent = Some(client),
-                                Err(error) => {
-                                    tracing::warn!(vm.id = %id, %error, "VM that was not put to sleep is not answered yet");
-                                }
+                        // It goes on as after a manager that died here; what cannot be done now the next one asks for.
+                        match self.wake(&record).await {
+                            Ok((client, _)) => *agent = Some(client),
+                            Err(error) => {
+                                tracing::warn!(vm.id = %id, %error, "VM that was not put to sleep does not go on yet");
                             }
                         }
                         return Err(match error {

@@ -331,7 +331,13 @@ impl Inner {
         self.pool.forget(id);
         failpoint::reach("destroy/before-record");
         if let Some(record) = self.records.read(id).filter(|record| record.phase != Phase::Destroying) {
-            self.records.write(&VmRecord { phase: Phase::Destroying, ..record })?;
+            match self.records.write(&VmRecord { phase: Phase::Destroying, ..record }) {
+                // It would stay for want of the very room it takes. Should this process end now, it is asked for again.
+                Err(error @ HostError::NoSpace { .. }) => {
+                    tracing::warn!(vm.id = %id, %error, "VM goes unnoted")
+                }
+                noted => noted?,
+            }
         }
         failpoint::reach("destroy/recorded");
         let mut steps = 0;
@@ -482,7 +488,12 @@ impl Inner {
         if let Err(error) = pruned {
             tracing::warn!(%error, "old logs cannot be removed");
         }
-        fs::write(dir.join(LOGS_KEPT), b"").map_err(HostError::os(format!("write to {}", dir.display())))
+        let marker = dir.join(LOGS_KEPT);
+        let marked = fs::write(&marker, b"").or_else(|_| {
+            // The console's log has been archived, or is lost.
+            fs::rename(dir.join(LogKind::Console.file_name()), &marker)
+        });
+        marked.map_err(HostError::os(format!("write to {}", dir.display())))
     }
 
     /// Adds the end of console and driver log to a failed start.

@@ -117,6 +117,25 @@ pub(crate) async fn a_workspace_that_fills_the_disk_stands_still_and_goes_on_whe
     machine.assert_nothing_left();
 }
 
+pub(crate) async fn vms_are_removed_from_a_disk_that_is_full() {
+    let Some(mut machine) = Machine::new(Kind::Container, 4) else { return };
+    machine.config.resources.user_disk_bytes = 1 << 30;
+    machine.config.resources.disk_reserve_bytes = 0;
+    let small = Small::at(&machine.config.data_dir);
+    let host = machine.host().await;
+    let (id, user) = (new_id(), "someone".parse().unwrap());
+    drop(host.create(cli(id, &user)).await.unwrap());
+    let mut ballast = fs::File::create(machine.config.data_dir.join("ballast")).unwrap();
+    let filled = std::io::copy(&mut std::io::repeat(1), &mut ballast).unwrap_err();
+    assert_eq!((filled.kind(), small.free()), (std::io::ErrorKind::StorageFull, 0));
+    let refused = host.create(browser(new_id())).await;
+    assert!(matches!(refused, Err(HostError::NoSpace { .. })), "{refused:?}");
+    host.destroy(id).await.unwrap();
+    assert!(host.list().await.unwrap().is_empty());
+    drop(host);
+    machine.assert_nothing_left();
+}
+
 pub(crate) async fn what_a_workspace_deletes_is_given_back_to_the_hosts_disk(kind: Kind) {
     let Some(machine) = Machine::new(kind, 2) else { return };
     let host = machine.host().await;

@@ -18,7 +18,6 @@ use crate::{
     },
     host::VmKind,
     record::VmRecord,
-    space,
 };
 
 impl FirecrackerDriver {
@@ -40,9 +39,8 @@ impl FirecrackerDriver {
             return self.end_and_settle(vm.id, dir, &saved).await;
         }
         // While the VM runs: once it stands still and was captured, letting it go on may cost its connections.
-        let held = self.places.held(vm.id);
-        let (bytes, reserve) = (u64::from(vm.memory_mib) << 20, self.places.resources.disk_reserve_bytes);
-        space::check(&held, bytes, reserve, &format!("memory of VM {}", vm.id))?;
+        let what = format!("memory of VM {}", vm.id);
+        let _room = self.places.room(u64::from(vm.memory_mib) << 20, &what)?;
         match self.capture(dir, &vmm, &saved).await {
             Ok(()) => self.end_and_settle(vm.id, dir, &saved).await,
             Err(Fault::Vmm(error)) if error.is_hung() || matches!(error, VmmError::Ended { .. }) => {

@@ -32,7 +32,7 @@ use crate::{
     host::LogKind,
     process,
     record::{VmRecord, write_durably},
-    snapshot, space,
+    snapshot,
 };
 
 /// The stream.
@@ -94,8 +94,7 @@ impl QemuDriver {
         if !self.is_saved(id) {
             // More than what the guest has written to is never saved, nor is what QEMU itself takes.
             let process = main_process(&self.places, id, dir)?.ok_or(HostError::NoSuchVm(id))?;
-            let reserve_bytes = self.places.resources.disk_reserve_bytes;
-            space::check(&held, process.resident_bytes(), reserve_bytes, "the memory of a VM")?;
+            let _room = self.places.room(process.resident_bytes(), "the memory of a VM")?;
             let saved = self.save_stream(id, dir, &held, &mut qmp).await;
             if let Err(error) = saved {
                 let dropped = self.forget_saved(id);
