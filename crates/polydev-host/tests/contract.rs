@@ -75,6 +75,11 @@ macro_rules! contract {
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_network_that_lost_its_name_is_not_replaced_under_a_living_vm() {
+                super::sleep::a_network_that_lost_its_name_is_not_replaced_under_a_living_vm(super::machine::Kind::Container).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn a_test_that_fails_leaves_no_vm_to_the_next() {
                 super::cases::a_test_that_fails_leaves_no_vm_to_the_next(super::machine::Kind::Container).await;
             }
@@ -97,6 +102,11 @@ macro_rules! contract {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn a_vm_takes_nothing_over_from_the_service_that_starts_it() {
                 super::cases::a_vm_takes_nothing_over_from_the_service_that_starts_it(super::machine::Kind::Qemu).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_network_that_lost_its_name_is_not_replaced_under_a_living_vm() {
+                super::sleep::a_network_that_lost_its_name_is_not_replaced_under_a_living_vm(super::machine::Kind::Qemu).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

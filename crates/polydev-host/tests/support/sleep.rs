@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -9,7 +10,7 @@ use polydev_core::{
     ids::{UserId, VmId},
     wire::{FileGet, FilePut, PROTOCOL_VERSION, Reply, Request, files::FileBytes, pty::PtyFrame},
 };
-use polydev_host::{HostError, PtyStream, Vm};
+use polydev_host::{HostError, NetworkChoice, PtyStream, Vm};
 use tokio::time::timeout;
 
 use super::{
@@ -135,6 +136,43 @@ pub(crate) async fn memory_that_is_lost_is_reported_and_the_vm_starts_from_its_d
     assert_eq!(host.resume(id).await.unwrap().memory_lost, None);
     host.destroy(id).await.unwrap();
     drop((vm, resumed, host));
+    machine.assert_nothing_left();
+}
+
+/// As a manager finds it whose predecessor had mounts of its own: names of networks are files with nothing on them.
+pub(crate) async fn a_network_that_lost_its_name_is_not_replaced_under_a_living_vm(kind: Kind) {
+    let Some(mut machine) = Machine::new(kind.clone(), 4) else { return };
+    machine.config.network = NetworkChoice::Tap;
+    let host = machine.host().await;
+    let id = new_id();
+    let vm = host.create(cli(id, &someone())).await.unwrap();
+    if matches!(kind, Kind::Container) {
+        host.hibernate(id).await.unwrap();
+    }
+    let name = machine.config.run_dir.join(format!("netns/{}", vm.slot.index()));
+    let number = || fs::metadata(&name).unwrap().ino();
+    let before = number();
+    drop((vm, host));
+    for name in [&name, &name.with_extension("guest")] {
+        // A microVM has the first one only.
+        if name.exists() {
+            rustix::mount::unmount(name, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+    assert_ne!(number(), before, "the name is lost");
+
+    let host = machine.host().await;
+    if matches!(kind, Kind::Container) {
+        let resumed = host.resume(id).await.unwrap();
+        let reason = resumed.memory_lost.expect("it is started anew");
+        assert!(reason.contains("network"), "{reason}");
+    } else {
+        host.adopt(id).await.unwrap();
+        assert_eq!(number(), before, "it is the VM's own");
+    }
+    host.destroy(id).await.unwrap();
+    host.end().await.unwrap();
+    drop(host);
     machine.assert_nothing_left();
 }
 
