@@ -2,9 +2,10 @@
 //! cgroups and network namespace from its first instruction on, and no child of the manager.
 //!
 //! A hook between fork and exec would make every start copy the manager's page tables. A chain of small programs does
-//! the work instead, each replacing the one before: `sh` (cgroups, no core files, no OOM score of the manager's) → `nsenter` (network namespace) →
-//! `setsid --fork`, which ends when the program's process is there. All of them carry the VM's environment variables,
-//! so that whatever is left of a launch that was cut short is found and killed like the VM itself.
+//! the work instead, each replacing the one before: `sh` (cgroups, no core files, no OOM score of the manager's) →
+//! `nsenter` (network namespace) → `setsid --fork`, which ends when the program's process is there. All of them carry
+//! the VM's environment variables, so that whatever is left of a launch that was cut short is found and killed like the
+//! VM itself.
 
 use std::{
     ffi::OsString,

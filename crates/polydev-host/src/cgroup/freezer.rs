@@ -21,7 +21,7 @@ pub(crate) enum Freezer {
 }
 
 impl Freezer {
-    /// Among a container's groups. On a hybrid host the unified one exists too, but runc puts no process into it.
+    /// Among a container's groups. On a hybrid host the unified one could be frozen, too: one of them is used always.
     pub(crate) fn of(groups: &[PathBuf]) -> Option<Self> {
         let with = |name: &str| groups.iter().find(|group| group.join(name).exists()).cloned();
         with("freezer.state").map(Self::V1).or_else(|| with("cgroup.freeze").map(Self::V2))
