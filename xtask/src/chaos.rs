@@ -8,6 +8,7 @@
 mod caller;
 mod machine;
 mod manager;
+mod network;
 mod options;
 mod orphans;
 mod rehearsal;

@@ -34,7 +34,7 @@ usage: cargo xtask COMMAND
   guest                    builds the two static guest programs
   image                    builds the golden image if it is not there
   bench NAME [--json FILE] measures; NAME is one of: start, desktop, host
-  chaos --driver D [--kills N] [--seed S] [--network tap] [--cold] [--all-failpoints] [--json FILE]
+  chaos --driver D [--kills N] [--seed S] [--network N] [--cold] [--all-failpoints] [--json FILE]
                            kills the manager of VMs again and again; D is one of: fake, container, qemu, firecracker
   relay --to ADDRESS ...   a bad network for UDP: delays, drops, limits
 ";

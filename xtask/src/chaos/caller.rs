@@ -144,9 +144,7 @@ impl Caller {
             tokio::select! {
                 answer = time::timeout(self.patience, work) => match answer {
                     Ok(Ok(answer)) => Ok(answer),
-                    // It is the manager's answer only if there still is one.
-                    Ok(Err(_)) if !self.answers().await => Err(Failure::Died),
-                    Ok(Err(error)) => Err(Failure::Refused(error.to_string())),
+                    Ok(Err(error)) => Err(self.why(&error).await),
                     Err(_) => Err(Failure::Silent),
                 },
                 () = self.death() => Err(Failure::Died),
@@ -154,10 +152,18 @@ impl Caller {
         })
     }
 
-    async fn answers(&self) -> bool {
-        tokio::select! {
-            listed = time::timeout(self.patience, self.host.list()) => matches!(listed, Ok(Ok(_))),
-            () = self.death() => false,
+    /// An error is the manager's answer only if it still answers. Its end of the line goes before it does.
+    async fn why(&self, error: &impl Display) -> Failure {
+        let looked = time::timeout(self.patience, async {
+            tokio::select! {
+                listed = self.host.list() => if listed.is_err() { self.death().await },
+                () = self.death() => {}
+            }
+        });
+        match looked.await {
+            Ok(()) if self.manager.alive() => Failure::Refused(error.to_string()),
+            Ok(()) => Failure::Died,
+            Err(_) => Failure::Silent,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -19,12 +20,13 @@ pub(super) struct Machine {
     pub(super) instance: String,
 }
 
-/// A process that says it belongs to the host, or names its directories.
+/// A process that says it belongs to the host, is in a control group of it, or names its directories.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) id: ProcessId,
-    /// The VM in its environment.
     pub(super) vm: Option<VmId>,
+    /// It is what the host takes for a VM, not something that runs in one.
+    pub(super) is_main: bool,
     pub(super) command: String,
 }
 
@@ -61,10 +63,18 @@ impl Machine {
     /// Every process of the host's VMs, and every other one that names the host's directories.
     pub(super) fn processes(&self) -> Vec<Found> {
         let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
-        numbers.filter_map(|pid| self.process(pid)).collect()
+        let jails = self.jails();
+        numbers.filter_map(|pid| self.process(pid, &jails)).collect()
     }
 
-    fn process(&self, pid: i32) -> Option<Found> {
+    /// The root directories of jailed VMs.
+    fn jails(&self) -> BTreeMap<Inode, VmId> {
+        let dir = self.run.join("vm");
+        let jail = |name: String| Some((inode(&dir.join(&name).join("r"))?, name.parse().ok()?));
+        names(&dir).into_iter().filter_map(jail).collect()
+    }
+
+    fn process(&self, pid: i32, jails: &BTreeMap<Inode, VmId>) -> Option<Found> {
         let id = ProcessId::of(pid)?;
         let dir = PathBuf::from(format!("/proc/{pid}"));
         let environment = fs::read(dir.join("environ")).unwrap_or_default();
@@ -73,14 +83,21 @@ impl Machine {
             variables.find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
         };
         let ours = value("POLYDEV_INSTANCE") == Some(self.instance.as_bytes());
-        let vm = value("POLYDEV_VM").and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+        let named = value("POLYDEV_VM").filter(|_| ours);
+        let named = named.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+        // A jail takes the environment away.
+        let main = named.or_else(|| jails.get(&inode(&dir.join("root"))?).copied());
+        let groups = fs::read_to_string(dir.join("cgroup")).unwrap_or_default();
+        let group = groups.lines().find_map(|line| line.split_once(&format!("/polydev-{}/", self.instance)));
+        let vm = main.or_else(|| group?.1.split('/').next()?.parse().ok());
         let command = fs::read(dir.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let in_places = [&self.run, &self.data].iter().any(|place| {
             command.contains(&*place.to_string_lossy())
                 || fs::read_link(dir.join("cwd")).is_ok_and(|cwd| cwd.starts_with(place))
         });
-        (ours || in_places).then_some(Found { id, vm: vm.filter(|_| ours), command })
+        let found = Found { id, vm, is_main: main.is_some(), command };
+        (ours || vm.is_some() || group.is_some() || in_places).then_some(found)
     }
 
     /// The records, by the id in their names; `None` for one that cannot be read.
@@ -99,6 +116,12 @@ impl Machine {
         self.records().remove(&id)??["state"].as_str().map(str::to_owned)
     }
 
+    /// What a VM's guest said on its console and was not cut off.
+    pub(super) fn console(&self, id: VmId) -> String {
+        let said = fs::read(self.run.join("vm").join(id.to_string()).join("console.log"));
+        String::from_utf8_lossy(&said.unwrap_or_default()).into_owned()
+    }
+
     /// The process that a VM's record names.
     pub(super) fn recorded_process(&self, id: VmId) -> Option<ProcessId> {
         let record = self.records().remove(&id)??;
@@ -106,6 +129,15 @@ impl Machine {
         let pid = i32::try_from(process["pid"].as_i64()?).ok()?;
         Some(ProcessId { pid, start_ticks: process["start_ticks"].as_u64()? })
     }
+}
+
+/// Device and number of a file.
+pub(super) type Inode = (u64, u64);
+
+/// The file that a path leads to, if there is one.
+pub(super) fn inode(path: &Path) -> Option<Inode> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 /// Names in a directory; none if it is not there.

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use polydev_host::{
     NoEgress,
     driver::chaos::GUEST_VARIABLE,
+    net,
     remote::{RemoteHost, RemoteOptions, Role},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,6 +48,8 @@ pub(super) struct Places {
 /// How managers are started, and the controller that speaks to them.
 pub(super) struct Starter {
     driver: Driver,
+    /// How VMs' traffic gets to the manager.
+    pub(super) network: &'static str,
     places: Places,
     settings: Vec<(&'static str, String)>,
     runtime: Runtime,
@@ -63,12 +66,20 @@ pub(super) struct Manager {
 }
 
 impl Starter {
-    pub(super) fn new(driver: Driver, slots: u8, tap: bool, places: Places) -> Result<Self> {
+    /// Without a word on network devices VMs have one where this machine has them.
+    pub(super) fn new(driver: Driver, slots: u8, tap: Option<bool>, places: Places) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.context("start a runtime")?;
+        let tap = tap.unwrap_or_else(|| {
+            let made = runtime.block_on(net::try_out(driver.link()));
+            made.inspect_err(|error| eprintln!("VMs have no network device: {error}")).is_ok()
+        });
+        let network = if tap { "tap" } else { "channel" };
         let path = |path: &PathBuf| path.display().to_string();
         let mut settings = vec![
             ("DRIVER", driver.setting().to_owned()),
             ("SLOTS", slots.to_string()),
-            ("NETWORK", if tap { "tap" } else { "channel" }.to_owned()),
+            ("NETWORK", network.to_owned()),
             ("HOST_SOCKET", path(&places.socket())),
             ("HOST_USER", "0".to_owned()),
             ("HOST_DATA_DIR", path(&places.data)),
@@ -82,9 +93,7 @@ impl Starter {
             settings.push(("FIRECRACKER_PATH", path(&program)));
             settings.push(("JAILER_PATH", path(&program.with_file_name("jailer"))));
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.context("start a runtime")?;
-        Ok(Self { driver, places, settings, runtime, controller: None })
+        Ok(Self { driver, network, places, settings, runtime, controller: None })
     }
 
     /// Starts one that dies at `trap`, if any. It may be dead before it is ready: then there is no caller.

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use polydev_host::net::LinkKind;
 
 /// Most CLI and browser VMs at one time, so that slots are scarce enough to be used again.
 const TRACKS: usize = 5;
@@ -16,8 +17,8 @@ pub(crate) struct Options {
     /// How often the manager is killed.
     pub(crate) kills: usize,
     pub(crate) seed: u64,
-    /// VMs have a network device of their own.
-    pub(crate) tap: bool,
+    /// VMs have a network device of their own; none: where this machine has such devices.
+    pub(crate) tap: Option<bool>,
     /// No templates are made, so that browser VMs boot. Where a machine is emulated a template takes many minutes.
     pub(crate) cold: bool,
     /// A failpoint that was reached and at which nothing was killed is a fault however few kills there are.
@@ -41,7 +42,7 @@ impl Options {
             driver: Driver::Fake,
             kills: 200,
             seed: 1,
-            tap: false,
+            tap: None,
             cold: false,
             all_failpoints: false,
             json: None,
@@ -55,8 +56,8 @@ impl Options {
                 "--seed" => options.seed = value()?.parse().context("--seed is a number")?,
                 "--network" => {
                     options.tap = match value()?.as_str() {
-                        "tap" => true,
-                        "channel" => false,
+                        "tap" => Some(true),
+                        "channel" => Some(false),
                         other => bail!("no network {other}; there are tap and channel"),
                     }
                 }
@@ -113,6 +114,24 @@ impl Driver {
         !matches!(self, Self::Firecracker)
     }
 
+    /// Whether a VM's process outlives its sleep. Otherwise the guest shows that its memory did.
+    pub(crate) const fn sleeps_in_place(self) -> bool {
+        matches!(self, Self::Fake | Self::Container)
+    }
+
+    /// Whether the guest is [`polydev_host::firecracker::toy`], whose agent knows nothing of its memory.
+    pub(crate) const fn has_toy(self) -> bool {
+        matches!(self, Self::Firecracker)
+    }
+
+    /// What VMs with a network device have at their end.
+    pub(crate) const fn link(self) -> LinkKind {
+        match self {
+            Self::Container => LinkKind::Veth,
+            Self::Fake | Self::Qemu | Self::Firecracker => LinkKind::Tap,
+        }
+    }
+
     pub(crate) const fn tracks(self) -> usize {
         match self {
             Self::Fake | Self::Container => TRACKS,
@@ -128,7 +147,7 @@ impl Driver {
         }
     }
 
-    /// Longest that callers go on until the manager gets to where it is to die.
+    /// Longest that callers go on until the manager gets to where it is to die. What is being asked then is answered.
     pub(crate) const fn round(self) -> Duration {
         match self {
             Self::Fake => Duration::from_secs(10),

@@ -4,12 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
-    process::Command,
 };
 
 use polydev_core::ids::VmId;
 
-use super::machine::{Found, Machine, ProcessId, names};
+use super::{
+    machine::{Found, Machine, ProcessId, names},
+    network::{self, Baseline},
+};
 
 /// How deep VMs' control groups lie at most.
 const CGROUP_DEPTH: usize = 6;
@@ -20,13 +22,6 @@ pub(super) const CLASSES: [&str; 9] =
 
 /// What is left behind: class and words for a person.
 pub(super) type Orphans = BTreeSet<(&'static str, String)>;
-
-/// What was on the machine before and is nobody's here.
-#[derive(Debug)]
-pub(super) struct Baseline {
-    links: BTreeSet<String>,
-    tables: BTreeSet<String>,
-}
 
 /// What may be there.
 pub(super) struct Expected<'a> {
@@ -39,12 +34,6 @@ pub(super) struct Expected<'a> {
     pub(super) drained: bool,
 }
 
-impl Baseline {
-    pub(super) fn look() -> Self {
-        Self { links: links(), tables: tables() }
-    }
-}
-
 /// Looks once. What was released a moment ago may still be there.
 pub(super) fn look(machine: &Machine, baseline: &Baseline, expected: &Expected<'_>) -> Orphans {
     let mut found = Orphans::new();
@@ -54,9 +43,8 @@ pub(super) fn look(machine: &Machine, baseline: &Baseline, expected: &Expected<'
     found.extend(processes.iter().filter(stray).map(|it| {
         ("process", format!("{} {}", it.id.pid, it.command.chars().take(160).collect::<String>()))
     }));
-    found.extend(namespaces(machine, expected));
-    found.extend(links().difference(&baseline.links).map(|it| ("link", it.clone())));
-    found.extend(tables().difference(&baseline.tables).map(|it| ("nft", it.clone())));
+    found.extend(seconds(machine, &processes, expected));
+    found.extend(network::look(machine, baseline, expected, &processes));
     cgroups(Path::new("/sys/fs/cgroup"), CGROUP_DEPTH, machine, expected, &mut found);
     found.extend(directories(machine, expected));
     found.extend(mounts(machine, expected));
@@ -68,28 +56,21 @@ pub(super) fn look(machine: &Machine, baseline: &Baseline, expected: &Expected<'
     found
 }
 
+/// Processes of a VM that lives beside the one that its record names.
+fn seconds(machine: &Machine, processes: &[Found], expected: &Expected<'_>) -> Orphans {
+    let of_live = processes.iter().filter(|it| it.is_main);
+    let stray = of_live.filter_map(|it| {
+        let vm = it.vm.filter(|vm| expected.live.contains(vm))?;
+        let main = machine.recorded_process(vm)?;
+        (main != it.id)
+            .then(|| ("process", format!("{} {} beside {} of VM {vm}", it.id.pid, it.command, main.pid)))
+    });
+    stray.collect()
+}
+
 /// This program and its threads name the directories too.
 fn is_ours(process: ProcessId) -> bool {
     u32::try_from(process.pid) == Ok(std::process::id())
-}
-
-/// Names of network namespaces: those of slots that may be held ready, until everything is to be gone.
-fn namespaces(machine: &Machine, expected: &Expected<'_>) -> Vec<(&'static str, String)> {
-    let of_a_slot = |name: &str| name.split('.').next().is_some_and(|slot| slot.parse::<u8>().is_ok());
-    let stray =
-        names(&machine.run.join("netns")).into_iter().filter(|name| expected.drained || !of_a_slot(name));
-    stray.map(|name| ("netns", name)).collect()
-}
-
-fn links() -> BTreeSet<String> {
-    let ours = |name: &String| name.starts_with("pd") || name.starts_with("polydev");
-    names(Path::new("/sys/class/net")).into_iter().filter(ours).collect()
-}
-
-fn tables() -> BTreeSet<String> {
-    let output = Command::new("nft").args(["list", "tables"]).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().filter(|line| line.contains("polydev")).map(str::to_owned).collect()
 }
 
 fn cgroups(dir: &Path, depth: usize, machine: &Machine, expected: &Expected<'_>, found: &mut Orphans) {
@@ -124,6 +105,16 @@ fn directories(machine: &Machine, expected: &Expected<'_>) -> Orphans {
     let records = machine.data.join("vms");
     let stray = names(&records).into_iter().filter(|name| !name.strip_suffix(".json").is_some_and(live));
     found.extend(stray.map(|name| ("directory", records.join(name).display().to_string())));
+    let held = machine.data.join("held");
+    let stray = names(&held).into_iter().filter(|name| !live(name));
+    found.extend(stray.map(|name| ("directory", held.join(name).display().to_string())));
+    let unfinished = names(&machine.data.join("templates")).into_iter().filter(|name| name.ends_with(".new"));
+    found.extend(unfinished.map(|name| ("directory", format!("template {name}"))));
+    let users = machine.data.join("users");
+    // Alone it is what the user's next VM begins anew.
+    let both = |name: &String| ["disk.ext4", "disk.new"].iter().all(|it| users.join(name).join(it).exists());
+    found
+        .extend(names(&users).into_iter().filter(both).map(|name| ("directory", format!("{name}/disk.new"))));
     let probes = names(&machine.run).into_iter().filter(|name| name.starts_with("probe-"));
     found.extend(probes.map(|name| ("directory", machine.run.join(name).display().to_string())));
     found

@@ -30,8 +30,8 @@ impl Suite {
         let prepared = self.starter.reached().split_off(before);
         self.have_warm(&caller).map_err(dead)?;
         let (count, seed) = (self.options.driver.tracks(), self.options.seed);
-        let has_disk = self.options.driver.has_disk();
-        self.tracks = (0..count).map(|index| Track::new(index, seed, has_disk)).collect();
+        let driver = self.options.driver;
+        self.tracks = (0..count).map(|index| Track::new(index, seed, driver)).collect();
         use Operation::{Create, Destroy, Get, Hibernate, Ping, Put, Resume};
         let life = [Create, Ping, Put, Get, Hibernate, Resume, Ping, Get, Destroy];
         for (index, track) in self.tracks.iter_mut().take(2).enumerate() {

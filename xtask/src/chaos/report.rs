@@ -35,6 +35,7 @@ pub(super) struct Report {
 struct Found {
     driver: &'static str,
     guest: &'static str,
+    network: &'static str,
     seed: u64,
     took: Duration,
     /// By what they hit: a failpoint's name, or a time drawn at random.
@@ -54,9 +55,9 @@ struct Found {
 }
 
 impl Report {
-    pub(super) fn new(driver: Driver, seed: u64) -> Self {
+    pub(super) fn new(driver: Driver, network: &'static str, seed: u64) -> Self {
         let (driver, guest) = (driver.name(), driver.guest());
-        Self { found: Mutex::new(Found { driver, guest, seed, ..Found::default() }) }
+        Self { found: Mutex::new(Found { driver, guest, network, seed, ..Found::default() }) }
     }
 
     pub(super) fn killed(&self, at: &str) {
@@ -151,6 +152,7 @@ impl Report {
         json.insert("driver".into(), found.driver.into());
         json.insert("manager".into(), MANAGER.into());
         json.insert("guest".into(), found.guest.into());
+        json.insert("network".into(), found.network.into());
         json.insert("seed".into(), found.seed.into());
         json.insert("seconds".into(), found.took.as_secs().into());
         json.insert("kills_at".into(), json!(found.kills));
@@ -164,9 +166,9 @@ impl Report {
 
     pub(super) fn table(&self) -> String {
         let found = self.found();
-        let Found { driver, guest, seed, took, .. } = &*found;
+        let Found { driver, guest, network, seed, took, .. } = &*found;
         let mut table = format!("chaos {driver} (seed {seed}, {} s)\n", took.as_secs());
-        let _ = writeln!(table, "  manager: {MANAGER}; guest: {guest}");
+        let _ = writeln!(table, "  manager: {MANAGER}; guest: {guest}; network: {network}");
         for (name, number) in found.numbers() {
             let _ = writeln!(table, "  {name:<24} {number:>6}");
         }
@@ -230,7 +232,7 @@ mod tests {
     use super::*;
 
     fn faults(kills: usize, all: bool) -> usize {
-        let report = Report::new(Driver::Fake, 1);
+        let report = Report::new(Driver::Fake, "tap", 1);
         (0..kills).for_each(|_| report.killed("create/recorded"));
         report.missed("destroy/recorded");
         let reached = ["create/recorded", "destroy/recorded"].map(str::to_owned).into();

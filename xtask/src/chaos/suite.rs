@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -23,10 +23,11 @@ use super::{
     caller::{Caller, Failure},
     machine::Machine,
     manager::{Manager, Places, Starter},
+    network::Baseline,
     options::{Driver, Options},
-    orphans::{self, Baseline, Expected},
+    orphans::{self, Expected},
     report::Report,
-    track::{Goal, Operation, Track},
+    track::{Goal, Known, Operation, Track},
 };
 use crate::{compile, random::Random, repo};
 
@@ -102,12 +103,12 @@ impl Suite {
             options: options.clone(),
             machine,
             baseline: Baseline::look(),
+            report: Report::new(options.driver, starter.network, options.seed),
             starter,
             tracks: Vec::new(),
             goals: BTreeMap::new(),
             once: BTreeSet::new(),
             random: Random::new(options.seed),
-            report: Report::new(options.driver, options.seed),
             dir: Some(dir),
             run_dir,
         })
@@ -226,27 +227,22 @@ impl Suite {
     fn live(&mut self, caller: &Caller, manager: &mut Manager, goals: &BTreeSet<Goal>) -> Result<()> {
         match self.take_over(caller, manager.pid()) {
             Ok(()) => {}
-            Err(Failure::Died) => {
-                // Its end of the line goes before it does.
-                let deadline = Instant::now() + SETTLE;
-                while manager.lives()? && Instant::now() < deadline {
-                    thread::sleep(LOOK_AGAIN);
-                }
-                return Ok(());
-            }
+            Err(Failure::Died) => return Ok(()),
             Err(failure) => {
                 self.report.failed(format!("take-over: {failure}"));
                 return Ok(());
             }
         }
         let (machine, report) = (&self.machine, &self.report);
+        let answered: Vec<AtomicUsize> = self.tracks.iter().map(|_| AtomicUsize::new(0)).collect();
         thread::scope(|scope| {
-            for track in &mut self.tracks {
-                scope.spawn(move || {
+            let mut callers = Vec::new();
+            for (track, answered) in self.tracks.iter_mut().zip(&answered) {
+                callers.push(scope.spawn(move || {
                     loop {
                         let operation = track.next(goals);
                         match track.perform(operation, caller, machine, report) {
-                            Ok(()) => {}
+                            Ok(()) => _ = answered.fetch_add(1, Ordering::Relaxed),
                             Err(Failure::Died) => return,
                             Err(failure) => {
                                 report.failed(format!("{operation:?}: {failure}"));
@@ -254,10 +250,20 @@ impl Suite {
                             }
                         }
                     }
-                });
+                }));
             }
             let deadline = Instant::now() + self.options.driver.round();
             while manager.lives()? && Instant::now() < deadline {
+                thread::sleep(LOOK_AGAIN);
+            }
+            // What was asked before is answered, or has its caller complain: a kill would hide that it hangs.
+            let count = |answered: &AtomicUsize| answered.load(Ordering::Relaxed);
+            let before: Vec<usize> = answered.iter().map(count).collect();
+            let waits = || {
+                let now = answered.iter().map(count).zip(&callers);
+                now.zip(&before).any(|((now, caller), before)| now == *before && !caller.is_finished())
+            };
+            while manager.lives()? && waits() {
                 thread::sleep(LOOK_AGAIN);
             }
             // Callers that wait for an answer wait no longer.
@@ -267,8 +273,10 @@ impl Suite {
 
     /// VMs that ran and were left alone still run now that their manager is dead.
     fn survivors(&mut self) {
+        let in_place = self.options.driver.sleeps_in_place();
         for track in &mut self.tracks {
-            let Some(vm) = track.vm.as_ref().filter(|vm| vm.is_settled() && !vm.asleep) else { continue };
+            let is_process = |vm: &&Known| vm.is_settled() && (in_place || !vm.asleep);
+            let Some(vm) = track.vm.as_ref().filter(is_process) else { continue };
             if !vm.process.is_some_and(super::machine::ProcessId::alive) {
                 self.report.lost(format!("VM {} ended with its manager", vm.id));
                 track.vm = None;
@@ -438,7 +446,7 @@ fn check_track(
         return match found.filter(|found| found.running && is_ours) {
             Some(found) => {
                 (vm.slot, vm.process, vm.doing) = (Some(found.slot), machine.recorded_process(id), None);
-                track.answers(caller, report)
+                track.answers(caller, machine, report)
             }
             None => track.perform(Operation::Destroy, caller, machine, report),
         };
@@ -455,7 +463,7 @@ fn check_track(
         // Whichever way it was going: it is to run again, from the memory it had.
         vm.asleep = true;
         track.perform(Operation::Resume, caller, machine, report)?;
-        track.answers(caller, report)?;
+        track.answers(caller, machine, report)?;
         return track.read_back(caller, report);
     }
     if vm.asleep {
@@ -476,7 +484,7 @@ fn check_track(
         ));
         return track.perform(Operation::Destroy, caller, machine, report);
     }
-    track.answers(caller, report)?;
+    track.answers(caller, machine, report)?;
     if track.user.is_some() { track.read_back(caller, report) } else { Ok(()) }
 }
 

@@ -1,18 +1,27 @@
 //! One caller and the VMs it has, one after the other: what it wants, what it knows, what it is waiting for.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
 
 use polydev_core::ids::{Slot, UserId, VmId};
+use polydev_host::firecracker::toy;
 
 use super::{
     caller::{Caller, Failure},
     machine::{Machine, ProcessId},
+    options::Driver,
     report::Report,
+    suite::LOOK_AGAIN,
 };
 use crate::random::Random;
 
 /// How often a track does not go where a manager is to die.
 const ASTRAY: f64 = 0.25;
+/// How long a toy guest that runs may take to say more: some milliseconds where the processors are its own.
+const TOY_LIMIT: Duration = Duration::from_secs(60);
 
 /// A request on whose way a failpoint lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +51,7 @@ pub(super) struct Known {
     pub(super) slot: Option<Slot>,
     pub(super) process: Option<ProcessId>,
     pub(super) asleep: bool,
-    /// The guest's boot: the same as long as its memory is.
+    /// The guest's boot as it or its console tells it: the same as long as its memory is.
     pub(super) boot: Option<String>,
     /// What was asked and not answered.
     pub(super) doing: Option<Operation>,
@@ -62,8 +71,7 @@ pub(super) struct Track {
     pub(super) user: Option<UserId>,
     /// Its VM is never destroyed, so that it outlives every manager.
     stays: bool,
-    /// What is written to the disk outlives the manager.
-    has_disk: bool,
+    driver: Driver,
     random: Random,
     pub(super) vm: Option<Known>,
     /// What the disk holds: the last text whose writing was answered.
@@ -74,14 +82,14 @@ pub(super) struct Track {
 }
 
 impl Track {
-    pub(super) fn new(index: usize, seed: u64, has_disk: bool) -> Self {
+    pub(super) fn new(index: usize, seed: u64, driver: Driver) -> Self {
         let cli = index.is_multiple_of(2);
         let user = format!("chaos-{index}").parse().expect("a plain name is a user id");
         Self {
             user: cli.then_some(user),
             // One of each kind where there are many.
             stays: index.is_multiple_of(3),
-            has_disk,
+            driver,
             random: Random::new(seed.wrapping_mul(1000).wrapping_add(index as u64)),
             vm: None,
             written: None,
@@ -127,8 +135,8 @@ impl Track {
         match at {
             at if at < 0.30 && !self.stays => Operation::Destroy,
             at if at < 0.70 && self.user.is_some() => Operation::Hibernate,
-            at if at < 0.80 && self.user.is_some() && self.has_disk => Operation::Put,
-            at if at < 0.90 && self.user.is_some() && self.has_disk => Operation::Get,
+            at if at < 0.80 && self.user.is_some() && self.driver.has_disk() => Operation::Put,
+            at if at < 0.90 && self.user.is_some() && self.driver.has_disk() => Operation::Get,
             _ => Operation::Ping,
         }
     }
@@ -158,12 +166,15 @@ impl Track {
             }),
             Operation::Hibernate => caller.hibernate(id).map(|()| vm.asleep = true),
             Operation::Resume => caller.resume(id).map(|lost| {
+                let process = machine.recorded_process(id);
                 if let Some(words) = lost {
                     report.lost(format!("memory of sleeping VM {id}: {words}"));
                     vm.boot = None;
+                } else if self.driver.sleeps_in_place() && process != vm.process {
+                    report.lost(format!("VM {id} fell asleep as {:?} and woke as {process:?}", vm.process));
                 }
                 vm.asleep = false;
-                vm.process = machine.recorded_process(id);
+                vm.process = process;
             }),
             Operation::Destroy => caller.destroy(id),
             Operation::Put => {
@@ -173,7 +184,7 @@ impl Track {
                 caller.put(id, text).map(|()| self.written = self.unanswered.take())
             }
             Operation::Get => return self.read_back(caller, report),
-            Operation::Ping => return self.answers(caller, report),
+            Operation::Ping => return self.answers(caller, machine, report),
         };
         match asked {
             Ok(()) => {
@@ -197,10 +208,17 @@ impl Track {
     }
 
     /// The VM's agent answers, from the memory it had. What it says otherwise is a VM that is lost.
-    pub(super) fn answers(&mut self, caller: &Caller, report: &Report) -> Result<(), Failure> {
+    pub(super) fn answers(
+        &mut self,
+        caller: &Caller,
+        machine: &Machine,
+        report: &Report,
+    ) -> Result<(), Failure> {
         let Some(vm) = &mut self.vm else { return Ok(()) };
         let id = vm.id;
-        match caller.ping(id) {
+        let answer = caller.ping(id);
+        let answer = if self.driver.has_toy() { answer.and_then(|_| toy_boot(machine, id)) } else { answer };
+        match answer {
             Ok(boot) => {
                 report.performed(Operation::Ping);
                 vm.doing = None;
@@ -221,7 +239,7 @@ impl Track {
 
     /// The disk holds what was written last.
     pub(super) fn read_back(&mut self, caller: &Caller, report: &Report) -> Result<(), Failure> {
-        let Some(vm) = self.vm.as_mut().filter(|_| self.has_disk) else { return Ok(()) };
+        let Some(vm) = self.vm.as_mut().filter(|_| self.driver.has_disk()) else { return Ok(()) };
         let id = vm.id;
         match caller.get(id) {
             Ok(found) => {
@@ -250,6 +268,28 @@ impl Track {
     }
 }
 
+/// Waits until a toy guest says more, which it does for as long as it runs. Which boot it is shows in what it said: its
+/// banner only when it boots, dots from then on.
+fn toy_boot(machine: &Machine, id: VmId) -> Result<String, Failure> {
+    let (before, deadline) = (machine.console(id).len(), Instant::now() + TOY_LIMIT);
+    loop {
+        let said = machine.console(id);
+        // Less if it was cut meanwhile.
+        if said.len() != before {
+            return Ok(if is_booted_anew(&said) { "anew" } else { "first" }.to_owned());
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::Refused("its guest stands still".to_owned()));
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// What the VMM says has no two dots side by side.
+fn is_booted_anew(console: &str) -> bool {
+    console.rsplit_once(toy::BANNER).is_some_and(|(before, _)| before.contains(".."))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,18 +302,26 @@ mod tests {
     fn with_vm(index: usize, asleep: bool) -> Track {
         let id = VmId::from_uuid(uuid::Uuid::nil());
         let vm = Known { id, slot: None, process: None, asleep, boot: None, doing: None };
-        Track { vm: Some(vm), ..Track::new(index, 1, true) }
+        Track { vm: Some(vm), ..Track::new(index, 1, Driver::Qemu) }
     }
 
     #[test]
     fn a_track_takes_the_shortest_way_to_where_a_manager_is_to_die() {
-        let cli = Track::new(2, 1, true);
+        let cli = Track::new(2, 1, Driver::Qemu);
         assert_eq!(way(&cli, Create), Some((1, Create)));
         assert_eq!(way(&cli, Resume), Some((3, Create)));
         assert_eq!(way(&with_vm(2, false), Resume), Some((2, Hibernate)));
         assert_eq!(way(&with_vm(2, true), Resume), Some((1, Resume)));
         assert_eq!(way(&with_vm(2, true), Hibernate), Some((2, Resume)));
         assert_eq!(way(&with_vm(2, false), Create), Some((2, Destroy)));
+    }
+
+    #[test]
+    fn a_toys_banner_behind_its_dots_is_a_boot_anew() {
+        let (banner, vmm) = (toy::BANNER, "Running Firecracker v1.16.1\n");
+        assert!(!is_booted_anew(&format!("{vmm}{banner}....{vmm}....")), "woken");
+        assert!(!is_booted_anew("...."), "of a template, or cut");
+        assert!(is_booted_anew(&format!("{vmm}{banner}....{vmm}{banner}...")));
     }
 
     #[test]
