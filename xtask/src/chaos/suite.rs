@@ -502,7 +502,7 @@ fn none_listed(caller: &Caller) -> Result<Vec<SeenVm>, Failure> {
 
 fn is_anything_left(machine: &Machine) -> bool {
     let names = |place: &str| super::machine::names(&machine.run.join(place));
-    !names("vm").is_empty() || !names("layers").is_empty() || !machine.records().is_empty()
+    ["vm", "layers", "netns"].iter().any(|place| !names(place).is_empty()) || !machine.records().is_empty()
 }
 
 pub(super) fn remove(dir: &std::path::Path) -> Result<()> {
