@@ -288,6 +288,9 @@ impl Gate {
             return Ok(Some(owner));
         }
         let Some(record) = self.store.vm(vm).await? else { return Ok(None) };
+        if record.destroyed_unix_ms.is_some() {
+            return Ok(None);
+        }
         let provider = match record.session {
             Some(id) => self.store.session(id).await?.map(|session| session.provider),
             None => None,
@@ -309,7 +312,8 @@ impl Gate {
 
     fn note<T>(&self, vm: VmId, outcome: &Result<T, Refusal>) {
         let mut vms = self.lock();
-        let Some(Remembered { counts, .. }) = remember(&mut vms, vm) else { return };
+        // One that is nobody's yet, or not there any more, is not remembered: nobody would forget it.
+        let Some(Remembered { counts, .. }) = vms.get_mut(&vm) else { return };
         match outcome {
             Ok(_) => counts.allowed += 1,
             Err(

@@ -56,6 +56,10 @@ impl Default for EgressLimits {
     }
 }
 
+/// Names and connections that a VM may ask for, whatever is said to them: each takes this process's time.
+const ASKS_PER_S: u64 = 500;
+const ASKS_BURST: u64 = 1000;
+
 /// What one VM used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -105,6 +109,7 @@ pub(crate) struct Account {
     ends: watch::Sender<()>,
     openings: Arc<Semaphore>,
     new: Mutex<Bucket>,
+    asks: Mutex<Bucket>,
     bytes: Mutex<Bucket>,
     hosts: Mutex<HashMap<String, Traffic>>,
 }
@@ -124,6 +129,7 @@ impl Account {
             ends: watch::Sender::default(),
             openings: Arc::new(Semaphore::new(limits.half_open)),
             new: Mutex::new(Bucket::new(limits.connections_per_second, limits.connections_burst)),
+            asks: Mutex::new(Bucket::new(ASKS_PER_S, ASKS_BURST)),
             // A second's worth at once.
             bytes: Mutex::new(Bucket::new(limits.bytes_per_second, limits.bytes_per_second)),
             hosts: Mutex::default(),
@@ -153,6 +159,15 @@ impl Account {
     /// Ends all connections that have a place, those that are still being made too.
     pub(crate) fn end_connections(&self) {
         self.ends.send_replace(());
+    }
+
+    /// Waits until the VM may ask for one more name or connection. Whoever asks faster waits itself: what it says meanwhile
+    /// stays with the kernel, which drops what is too much.
+    pub(crate) async fn ask(&self) {
+        let wait = lock(&self.asks).take(1, Instant::now());
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
     }
 
     /// Waits until one more connection may be made; hold what it returns until that is done.

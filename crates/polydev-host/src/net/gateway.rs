@@ -167,6 +167,7 @@ async fn accept<F: Future<Output = io::Result<()>> + Send + 'static>(
     let mut running = tokio::task::JoinSet::new();
     loop {
         while running.try_join_next().is_some() {}
+        shared.guest.account.ask().await;
         let Ok((socket, _)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
@@ -228,6 +229,7 @@ async fn read_first_words(socket: &mut TcpStream, early: &mut Vec<u8>) -> io::Re
 async fn answer_datagrams(socket: UdpSocket, shared: Arc<Shared>) {
     let mut packet = vec![0; dns::PACKET_MAX];
     loop {
+        shared.guest.account.ask().await;
         let Ok((count, from)) = socket.recv_from(&mut packet).await else {
             // An ICMP error of an earlier answer, nothing that lasts.
             tokio::task::yield_now().await;
@@ -266,6 +268,7 @@ async fn answer_stream(shared: &Shared, mut socket: TcpStream) -> io::Result<()>
         let Ok(length) = timeout(DNS_SILENCE_LIMIT, socket.read_u16()).await else { return Ok(()) };
         let mut packet = vec![0; usize::from(length?).min(dns::PACKET_MAX)];
         timeout(DNS_SILENCE_LIMIT, socket.read_exact(&mut packet)).await??;
+        shared.guest.account.ask().await;
         let Some(reply) = shared.answer(&packet) else { return Ok(()) };
         let mut out = u16::try_from(reply.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
         out.extend_from_slice(&reply);

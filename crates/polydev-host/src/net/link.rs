@@ -31,7 +31,7 @@ use super::{
 /// The index of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
 /// Of every namespace we make. A new one takes some of these over from the machine's own.
-const SETTINGS: [(&str, &str); 13] = [
+const SETTINGS: [(&str, &str); 15] = [
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_forward", "0"),
@@ -45,6 +45,10 @@ const SETTINGS: [(&str, &str); 13] = [
     ("ipv4/conf/all/accept_redirects", "0"),
     ("ipv4/conf/default/accept_redirects", "0"),
     ("ipv4/conf/all/accept_source_route", "0"),
+    // What one guest has in flight is in the machine's memory: least, first and most bytes of a connection each way. Round
+    // trips to the gateway take no time, so that a small window is no brake.
+    ("ipv4/tcp_rmem", "4096 131072 524288"),
+    ("ipv4/tcp_wmem", "4096 65536 524288"),
 ];
 
 // linux/if_tun.h: _IOW('T', 202, int) and _IOW('T', 203, int).

@@ -140,6 +140,7 @@ fn judge(found: &[SocketAddr]) -> Result<(), DialError> {
 
 /// Whether an address is this machine's, however public. The kernel binds to none but its own, unless it was told to.
 fn is_own(address: IpAddr) -> bool {
+    let address = address.to_canonical();
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     let lax = || fs::read_to_string(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
     let listed = || if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|one| one.ip() == address));
@@ -254,7 +255,7 @@ mod tests {
             std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", lax).unwrap();
             std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", lax).unwrap();
             let judged = |text: &str| judge(&[SocketAddr::new(text.parse().unwrap(), port)]);
-            for own in ["93.184.216.34", "93.184.216.35", "2606:2800:220:1::34"] {
+            for own in ["93.184.216.34", "93.184.216.35", "::ffff:93.184.216.35", "2606:2800:220:1::34"] {
                 assert!(judged(own).is_err(), "{own}");
             }
             for other in ["93.184.216.36", "2606:2800:220:1::36", "1.1.1.1"] {

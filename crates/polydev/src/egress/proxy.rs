@@ -200,18 +200,20 @@ async fn relay(
 ) -> io::Result<()> {
     client.write_all(&first).await?;
     let (mut from_client, mut to_client) = client.split();
-    let mut far = InspectReader::new(far, |bytes: &[u8]| {
+    let (from_far, mut to_far) = far.into_split();
+    let mut from_far = InspectReader::new(from_far, |bytes: &[u8]| {
         meter.bytes_in.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
     });
     let left = async {
         let mut rest = [0; 4096];
         while from_client.read(&mut rest).await? > 0 {}
-        // It has said all, or it has left; one that has left is noticed by what is written to it.
+        // It has said all, or it has left, which a server ends with that waits for more.
+        to_far.shutdown().await?;
         sleep(LEFT_LIMIT).await;
         io::Result::Ok(())
     };
     tokio::select! {
-        copied = tokio::io::copy(&mut far, &mut to_client) => copied.map(drop)?,
+        copied = tokio::io::copy(&mut from_far, &mut to_client) => copied.map(drop)?,
         left = left => return left,
     }
     to_client.shutdown().await

@@ -24,6 +24,9 @@ const NEIGHBOURS: [&str; 9] = [
     "host",
 ];
 
+/// What says where a body ends is for everybody: one that `Connection` named would be read in two ways.
+const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
+
 /// A request.
 pub(super) struct Asked {
     /// `Proxy-Authorization` as it came.
@@ -169,11 +172,8 @@ fn passed_on(fields: &[httparse::Header<'_>]) -> Zeroizing<Vec<u8>> {
         |name: &str| NEIGHBOURS.iter().chain(&named).any(|other| name.eq_ignore_ascii_case(other));
     let room = fields.iter().map(|field| field.name.len() + field.value.len() + 4).sum();
     let mut out = Zeroizing::new(Vec::with_capacity(room));
-    // Whoever names the length of its body a neighbour's matter would have it read in two ways.
-    for field in fields
-        .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case("content-length") || !neighbours(field.name))
-    {
+    let frames = |name: &str| FRAMING.iter().any(|other| name.eq_ignore_ascii_case(other));
+    for field in fields.iter().filter(|field| frames(field.name) || !neighbours(field.name)) {
         for part in [field.name.as_bytes(), b": ", field.value, b"\r\n"] {
             out.extend_from_slice(part);
         }
