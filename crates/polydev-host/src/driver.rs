@@ -157,10 +157,10 @@ impl Places {
         self.data.join("held").join(id.to_string())
     }
 
-    /// Refuses a write of `bytes` to the data directory that would leave too little on its disk. Whoever writes keeps the
-    /// promise until it is done.
-    pub(crate) fn room(&self, bytes: u64, what: &str) -> Result<Promise, HostError> {
-        self.promised.room(&self.data, bytes, self.resources.disk_reserve_bytes, what)
+    /// Refuses a write of `bytes` below the data directory that would leave too little on its disk. Whoever writes keeps
+    /// the promise until it is done.
+    pub(crate) fn room(&self, dir: &Path, bytes: u64, what: &str) -> Result<Promise, HostError> {
+        self.promised.room(dir, bytes, self.resources.disk_reserve_bytes, what)
     }
 
     /// The limits of a VM's group. A VM of a monitor takes more than its guest has: what the monitor needs itself,

@@ -182,9 +182,17 @@ impl Inner {
         let Ok(_agent) = cell.try_lock() else { return Ok(()) };
         let settled = |record: &VmRecord| record.phase == Phase::Running && record.state == VmState::Active;
         let Some(mut record) = self.records.read(id).filter(settled) else { return Ok(()) };
+        if self.paused.borrow().contains(&id) {
+            return Ok(());
+        }
         // Written first: whoever finds it after a crash knows why it does not answer.
         record.state = VmState::Paused;
-        self.records.write(&record)?;
+        match self.records.write(&record) {
+            Err(HostError::NoSpace { .. }) => {
+                tracing::error!(vm.id = %id, "no room to note that a VM stands still")
+            }
+            noted => noted?,
+        }
         self.paused.send_if_modified(|paused| paused.insert(id));
         if let Err(error) = self.driver_of(&record).pause(id, &self.places.vm(id)).await {
             self.unpause(id).await?;
@@ -197,7 +205,9 @@ impl Inner {
     /// Whether none is left that stands still.
     async fn unpause_all(&self) -> Result<bool, HostError> {
         let mut all = true;
-        for id in self.records.all()?.iter().filter(|it| it.state == VmState::Paused).map(|it| it.id) {
+        let noted = self.records.all()?.into_iter().filter(|it| it.state == VmState::Paused).map(|it| it.id);
+        let ids: BTreeSet<VmId> = noted.chain(self.paused.borrow().iter().copied()).collect();
+        for id in ids {
             let cell = self.cell(id);
             // What is being done with it may take minutes, and has it go on itself if it needs that.
             let Ok(_agent) = cell.try_lock() else {
@@ -214,12 +224,14 @@ impl Inner {
 
     /// Lets a VM go on that was paused; fine for any other. The caller holds its cell.
     pub(super) async fn unpause(&self, id: VmId) -> Result<(), HostError> {
-        let Some(mut record) = self.records.read(id).filter(|record| record.state == VmState::Paused) else {
-            return Ok(());
-        };
+        let unnoted = self.paused.borrow().contains(&id);
+        let stands = |record: &VmRecord| record.state == VmState::Paused || unnoted;
+        let Some(mut record) = self.records.read(id).filter(stands) else { return Ok(()) };
         self.driver_of(&record).go_on(id, &self.places.vm(id)).await?;
-        record.state = VmState::Active;
-        self.records.write(&record)?;
+        if record.state == VmState::Paused {
+            record.state = VmState::Active;
+            self.records.write(&record)?;
+        }
         self.paused_no_more(id);
         tracing::info!(vm.id = %id, "VM goes on");
         Ok(())

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use polydev_core::{
     ids::VmId,
-    vm::{Link, Step, Want, next_step},
+    vm::{Link, Process, Step, Want, next_step},
     wire::{Identity, Request},
 };
 
@@ -29,7 +29,8 @@ pub struct Resumed {
 
 impl Host {
     /// Puts a CLI VM to sleep: it keeps its place, its disk and all it holds in memory, and takes no CPU time. Its agent's
-    /// connection ends. Fine for one that sleeps already. On error it runs on; [`Host::adopt`] connects to it again.
+    /// connection ends. Fine for one that sleeps already. On error it runs on, or has
+    /// ended, or has started anew from its disk, which the error says; [`Host::adopt`] connects to it again.
     ///
     /// Dropping the future does not stop what it began.
     pub async fn hibernate(&self, id: VmId) -> Result<(), HostError> {
@@ -85,15 +86,30 @@ impl Inner {
                 Step::Hold => {
                     if let Err(error) = driver.hibernate(&record, &dir).await {
                         // It goes on as after a manager that died here; what cannot be done now the next one asks for.
-                        match self.wake(&record).await {
-                            Ok((client, _)) => *agent = Some(client),
+                        let lost = match self.look(&*driver, id, &dir, Link::Down)?.process {
+                            Process::Alive | Process::Held => self.wake(&record).await,
+                            Process::Ended | Process::NeverStarted => Err(HostError::NoSuchVm(id)),
+                        };
+                        let lost = match lost {
+                            Ok((client, lost)) => {
+                                *agent = Some(client);
+                                lost
+                            }
                             Err(error) => {
                                 tracing::warn!(vm.id = %id, %error, "VM that was not put to sleep does not go on yet");
+                                None
                             }
-                        }
-                        return Err(match error {
-                            error @ (HostError::NoSpace { .. } | HostError::HibernateFailed { .. }) => error,
-                            other => HostError::HibernateFailed { id, detail: other.to_string() },
+                        };
+                        return Err(match (error, lost) {
+                            (error, Some(lost)) => {
+                                let detail = format!("{error}; it started anew from its disk: {lost}");
+                                HostError::HibernateFailed { id, detail }
+                            }
+                            (
+                                error @ (HostError::NoSpace { .. } | HostError::HibernateFailed { .. }),
+                                None,
+                            ) => error,
+                            (other, None) => HostError::HibernateFailed { id, detail: other.to_string() },
                         });
                     }
                     failpoint::reach("hibernate/held");

@@ -489,9 +489,9 @@ impl Inner {
             tracing::warn!(%error, "old logs cannot be removed");
         }
         let marker = dir.join(LOGS_KEPT);
-        let marked = fs::write(&marker, b"").or_else(|_| {
+        let marked = fs::write(&marker, b"").or_else(|error| {
             // The console's log has been archived, or is lost.
-            fs::rename(dir.join(LogKind::Console.file_name()), &marker)
+            fs::rename(dir.join(LogKind::Console.file_name()), &marker).map_err(|_| error)
         });
         marked.map_err(HostError::os(format!("write to {}", dir.display())))
     }

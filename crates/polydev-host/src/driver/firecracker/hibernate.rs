@@ -40,7 +40,7 @@ impl FirecrackerDriver {
         }
         // While the VM runs: once it stands still and was captured, letting it go on may cost its connections.
         let what = format!("memory of VM {}", vm.id);
-        let _room = self.places.room(u64::from(vm.memory_mib) << 20, &what)?;
+        let _room = self.places.room(&self.places.held(vm.id), u64::from(vm.memory_mib) << 20, &what)?;
         match self.capture(dir, &vmm, &saved).await {
             Ok(()) => self.end_and_settle(vm.id, dir, &saved).await,
             Err(Fault::Vmm(error)) if error.is_hung() || matches!(error, VmmError::Ended { .. }) => {

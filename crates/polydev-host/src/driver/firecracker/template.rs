@@ -94,7 +94,7 @@ impl FirecrackerDriver {
             return Ok(());
         }
         let began = Instant::now();
-        let _room = self.places.room(u64::from(memory_mib) << 20, "a template")?;
+        let _room = self.places.room(&target, u64::from(memory_mib) << 20, "a template")?;
         let vm = self.template_vm(vcpus, memory_mib);
         let (run, fresh) = (self.places.vm(vm.id), target.with_extension("new"));
         let unfinished = Unfinished { driver: self, id: vm.id, run: &run, fresh: &fresh };

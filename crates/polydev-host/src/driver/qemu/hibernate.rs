@@ -94,7 +94,7 @@ impl QemuDriver {
         if !self.is_saved(id) {
             // More than what the guest has written to is never saved, nor is what QEMU itself takes.
             let process = main_process(&self.places, id, dir)?.ok_or(HostError::NoSuchVm(id))?;
-            let _room = self.places.room(process.resident_bytes(), "the memory of a VM")?;
+            let _room = self.places.room(&held, process.resident_bytes(), "the memory of a VM")?;
             let saved = self.save_stream(id, dir, &held, &mut qmp).await;
             if let Err(error) = saved {
                 let dropped = self.forget_saved(id);

@@ -82,7 +82,7 @@ impl QemuDriver {
         if check(&target).is_ok_and(|about| about.desktop_px == Some(desktop_px)) {
             return Ok(());
         }
-        let _room = self.places.room(u64::from(size.memory_mib) << 20, "a template")?;
+        let _room = self.places.room(&target, u64::from(size.memory_mib) << 20, "a template")?;
         let began = Instant::now();
         let id = VmId::from_uuid(uuid::Uuid::new_v4());
         let run = self.places.vm(id);
